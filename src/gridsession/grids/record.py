@@ -1,0 +1,374 @@
+"""A record and the rules of its changes, for grids that run in this process.
+
+Pure: the time is an argument, nothing is awaited, a method decides at once. A grid loads a
+record, calls one of these methods, stores the record where `dirty` says so, and then rings the
+bells in `rung`. Payloads lie beside the records: a method never looks into them. (A grid that
+runs elsewhere carries the same rules in its own scripts; the contract suite holds both to them.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from gridsession.grids.contract import (
+    HAND_OFF_SECONDS,
+    LOCK_LOST,
+    MAX_REPLACED,
+    MISSING,
+    RELEASED,
+    REMEMBERED_COMMITS,
+    REPLACED,
+    REPLACED_SECONDS,
+    SAFETY_POLL_SECONDS,
+    TICKET_SECONDS,
+    Busy,
+    Change,
+    Claim,
+    Committed,
+    Found,
+    Gone,
+    GONE,
+    Granted,
+    LockLost,
+    Missing,
+    NewRecord,
+    QueueFull,
+    Released,
+    Replaced,
+    Snapshot,
+    Version,
+)
+
+_MIN_SLIDE, _MAX_SLIDE = 1.0, 60.0  # seconds: a deadline is written at most this often, at least
+_SLIDE_SHARE = 0.01  # once per hundredth of the timeout lies between
+_MIN_RETRY = 0.005  # seconds; a waiter whose holder's lease ends this instant does not spin
+
+
+class Now(NamedTuple):
+    """One reading of a grid's clock: wall-clock seconds, steady seconds, and the boot's number."""
+
+    wall: float
+    steady: float
+    boot_id: int
+
+
+class Ticket(NamedTuple):
+    """A place in a record's queue.
+
+    `bell` is the address that the grid rings; `heard` the steady second of the last heartbeat;
+    a `watch` is rung at the next release and is never given the lock.
+    """
+
+    token: bytes
+    holder: str
+    bell: bytes
+    heard: float
+    watch: bool
+
+
+class ReplacedSecret(NamedTuple):
+    """A secret that was rotated away, remembered until a steady second."""
+
+    secret: bytes
+    until: float
+    user_changed: bool
+
+
+@dataclass(slots=True)
+class Record:
+    """All that a grid keeps under a key, but for the payload. The order of fields is stored."""
+
+    boot_id: int
+    counter: int
+    version_token: int
+    created: float
+    timeout: float
+    absolute_deadline: float | None
+    deadline: float
+    indexed: float
+    secret: bytes
+    user: str | None
+    lock_token: bytes | None
+    lock_holder: str
+    lock_since: float
+    lock_until: float
+    tickets: list[Ticket]
+    commits: list[int]  # the last commits, oldest first: token, counter, token, counter, …
+    replaced: list[ReplacedSecret]
+    dirty: bool = field(default=False, compare=False)
+    rung: list[tuple[bytes, bytes]] | None = field(default=None, compare=False)
+
+    @property
+    def version(self) -> Version:
+        return Version(self.counter, self.version_token)
+
+    # -- birth, age -----------------------------------------------------------------------
+
+    @classmethod
+    def new(cls, new: NewRecord, now: Now, claim: Claim | None) -> Record:
+        wall = now.wall
+        absolute = None if new.absolute_timeout is None else wall + new.absolute_timeout
+        deadline = wall + new.timeout if absolute is None else min(wall + new.timeout, absolute)
+        record = cls(
+            now.boot_id, 1, new.commit_token, wall, new.timeout, absolute, deadline, deadline,
+            new.secret, new.user, None, "", 0.0, 0.0, [], [new.commit_token, 1], [], True,
+        )  # fmt: skip
+        if claim is not None:
+            record._lock(claim.token, claim.holder, now.steady, claim.lease)
+        return record
+
+    def enter_boot(self, boot_id: int) -> None:
+        """Drop what counts the steady clock of another boot: lock, tickets, replaced secrets."""
+        self.boot_id = boot_id
+        self.lock_token = None
+        self.tickets = []
+        self.replaced = []
+
+    def is_live(self, now: Now) -> bool:
+        """No session expires while its lock lives."""
+        return self.deadline > now.wall or self._is_locked(now.steady)
+
+    def due(self, now: Now) -> float:
+        """The wall-clock second at which the record is to be looked at for expiry again."""
+        if self._is_locked(now.steady):
+            return max(self.deadline, now.wall + self.lock_until - now.steady)
+        return self.deadline
+
+    def touch(self, now: Now) -> None:
+        self._slide(now.wall)
+
+    # -- the lock -------------------------------------------------------------------------
+
+    def acquire(
+        self, now: Now, secret: bytes, claim: Claim, bell: bytes
+    ) -> Granted | Busy | QueueFull | Replaced | Missing:
+        if not self.is_live(now):
+            return MISSING
+        token, steady = claim.token, now.steady
+        if self.lock_token != token:
+            mine = self._ticket_of(token)
+            # A ticket was entered with a secret that was good then. It outlasts the few seconds
+            # for which a replaced secret is remembered: waiting may take longer.
+            if mine is None and (refused := self._refusal(secret, steady)) is not None:
+                return refused
+            if mine is not None or self.tickets or self.lock_token is not None:
+                turned_away = self._queue(mine, claim, bell, now)
+                if turned_away is not None:
+                    return turned_away
+        if self.lock_token == token:
+            self.lock_until = steady + claim.lease
+        else:
+            self._lock(token, claim.holder, steady, claim.lease)
+        self.dirty = True
+        self._slide(now.wall)
+        return Granted(self._snapshot(secret, now.wall))
+
+    def _queue(
+        self, mine: Ticket | None, claim: Claim, bell: bytes, now: Now
+    ) -> Busy | QueueFull | None:
+        """Enter or refresh a ticket. None when it turns out to be this claim's turn."""
+        steady, token = now.steady, claim.token
+        if mine is not None:  # before anything is handed over, or we might be passed over as stale
+            self.tickets[self.tickets.index(mine)] = mine._replace(bell=bell, heard=steady)
+        if not self._is_locked(steady):  # never held, or its holder died, or did not confirm
+            self._drop_stale(steady)
+            if mine is None and self._first_in_line() is None:
+                return None
+            self._hand_over(steady)
+            if self.lock_token == token:
+                return None
+        if mine is None:
+            self._drop_stale(steady)
+            if len(self.tickets) >= claim.queue_limit:
+                return QueueFull(self.lock_holder, steady - self.lock_since)
+            self.tickets.append(Ticket(token, claim.holder, bell, steady, watch=False))
+        self.dirty = True
+        return self._busy(token, steady)
+
+    def renew(self, now: Now, token: bytes, lease: float) -> bool:
+        if self.lock_token != token or not self.is_live(now):
+            return False
+        self.lock_until = now.steady + lease
+        self.dirty = True
+        return True
+
+    def release(self, now: Now, token: bytes) -> Released | LockLost:
+        if self.lock_token == token:
+            self._slide(now.wall)
+            self._hand_over(now.steady)
+            return RELEASED
+        mine = self._ticket_of(token)
+        if mine is None:
+            return LOCK_LOST
+        self.tickets.remove(mine)
+        self.dirty = True
+        return RELEASED
+
+    def end(self) -> None:
+        """The record is about to be removed: everybody who waits is to find that out."""
+        self._ring(self.tickets)
+
+    # -- reading and writing --------------------------------------------------------------
+
+    def read(
+        self, now: Now, secret: bytes, watch: Claim | None, seen: bytes | None, bell: bytes
+    ) -> Found | Busy | QueueFull | Replaced | Missing:
+        if not self.is_live(now):
+            return MISSING
+        steady = now.steady
+        mine = None if watch is None else self._ticket_of(watch.token)
+        if mine is None and (refused := self._refusal(secret, steady)) is not None:
+            return refused
+        if watch is not None:
+            if self._is_locked(steady) and seen in (None, self.lock_token):
+                return self._watch(mine, watch, bell, steady)
+            if mine is not None:
+                self.tickets.remove(mine)
+                self.dirty = True
+        return Found(self._snapshot(secret, now.wall))
+
+    def _watch(
+        self, mine: Ticket | None, watch: Claim, bell: bytes, steady: float
+    ) -> Busy | QueueFull:
+        if mine is not None:
+            self.tickets[self.tickets.index(mine)] = mine._replace(bell=bell, heard=steady)
+        self._drop_stale(steady)
+        if mine is None:
+            if len(self.tickets) >= watch.queue_limit:
+                return QueueFull(self.lock_holder, steady - self.lock_since)
+            self.tickets.append(Ticket(watch.token, watch.holder, bell, steady, watch=True))
+        self.dirty = True
+        return self._busy(watch.token, steady)
+
+    def commit(
+        self, now: Now, token: bytes, change: Change, release: bool
+    ) -> Committed | LockLost | Gone:
+        known = self._commit_known(change.commit_token)
+        if known is not None:
+            if release and self.lock_token == token:
+                self._hand_over(now.steady)
+            return Committed(known, self.deadline)
+        if not self.is_live(now):
+            return GONE
+        if self.lock_token != token:
+            return LOCK_LOST
+        self.counter += 1
+        self.version_token = change.commit_token
+        self.commits += (change.commit_token, self.counter)
+        del self.commits[: -2 * REMEMBERED_COMMITS]
+        self.timeout = change.timeout
+        self.user = change.user
+        self.deadline = self._deadline_from(now.wall)
+        self.dirty = True
+        if change.rotation is not None:
+            self._rotate(change.rotation.secret, change.rotation.user_changed, now.steady)
+        if release:
+            self._hand_over(now.steady)
+        return Committed(self.version, self.deadline)
+
+    def created_by(self, commit_token: int) -> Committed | None:
+        """What to answer to a repeated `create`; None when another made this record."""
+        known = self._commit_known(commit_token)
+        return None if known is None else Committed(known, self.deadline)
+
+    # -- parts ----------------------------------------------------------------------------
+
+    def _is_locked(self, steady: float) -> bool:
+        return self.lock_token is not None and self.lock_until > steady
+
+    def _lock(self, token: bytes, holder: str, steady: float, lease: float) -> None:
+        self.lock_token = token
+        self.lock_holder = holder
+        self.lock_since = steady
+        self.lock_until = steady + lease
+        self.dirty = True
+
+    def _hand_over(self, steady: float) -> None:
+        """Give the lock to the first in line, or to nobody; watchers are all let go."""
+        self.lock_token = None
+        self.dirty = True
+        if not self.tickets:
+            return
+        self._drop_stale(steady)
+        self._ring([t for t in self.tickets if t.watch])
+        self.tickets = [t for t in self.tickets if not t.watch]
+        if self.tickets:
+            first = self.tickets.pop(0)
+            self._lock(first.token, first.holder, steady, HAND_OFF_SECONDS)
+            self._ring([first])
+
+    def _first_in_line(self) -> Ticket | None:
+        return next((t for t in self.tickets if not t.watch), None)
+
+    def _ticket_of(self, token: bytes) -> Ticket | None:
+        return next((t for t in self.tickets if t.token == token), None)
+
+    def _drop_stale(self, steady: float) -> None:
+        oldest = steady - TICKET_SECONDS
+        if any(t.heard < oldest for t in self.tickets):
+            self.tickets = [t for t in self.tickets if t.heard >= oldest]
+            self.dirty = True
+
+    def _ring(self, tickets: list[Ticket]) -> None:
+        if tickets:
+            self.rung = (self.rung or []) + [(t.bell, t.token) for t in tickets]
+
+    def _busy(self, token: bytes, steady: float) -> Busy:
+        ahead = 0
+        for ticket in self.tickets:
+            if ticket.token == token:
+                break
+            ahead += not ticket.watch
+        retry_in = max(min(SAFETY_POLL_SECONDS, self.lock_until - steady), _MIN_RETRY)
+        held_for = steady - self.lock_since
+        return Busy(self.lock_holder, held_for, ahead, retry_in, self.lock_token or b"")
+
+    def _refusal(self, secret: bytes, steady: float) -> Replaced | Missing | None:
+        """None when the secret gives access."""
+        # Both sides are SHA-256 digests of 256 random bits: a comparison's timing tells nothing
+        # that helps to find a preimage.
+        if secret == self.secret:
+            return None
+        for old in self.replaced:
+            if old.secret == secret and old.until > steady:
+                return REPLACED if old.user_changed else None
+        return MISSING
+
+    def _rotate(self, secret: bytes, user_changed: bool, steady: float) -> None:
+        if user_changed:
+            # Whoever came with an older id is not let in any more, also from the queue.
+            self.replaced = [old._replace(user_changed=True) for old in self.replaced]
+            self._ring(self.tickets)
+            self.tickets = []
+        live = [old for old in self.replaced if old.until > steady]
+        just_now = ReplacedSecret(self.secret, steady + REPLACED_SECONDS, user_changed)
+        self.replaced = [*live, just_now][-MAX_REPLACED:]
+        self.secret = secret
+
+    def _commit_known(self, commit_token: int) -> Version | None:
+        commits = self.commits
+        for i in range(len(commits) - 2, -1, -2):
+            if commits[i] == commit_token:
+                return Version(commits[i + 1], commit_token)
+        return None
+
+    def _deadline_from(self, wall: float) -> float:
+        deadline = wall + self.timeout
+        absolute = self.absolute_deadline
+        return deadline if absolute is None or deadline < absolute else absolute
+
+    def _slide(self, wall: float) -> None:
+        deadline = self._deadline_from(wall)
+        if deadline > self.deadline:  # a wall clock set back shortens nobody's session
+            self.deadline = deadline
+            self.dirty = True
+
+    def _snapshot(self, secret: bytes, wall: float) -> Snapshot:
+        """The payload is filled in by the grid."""
+        step = min(max(self.timeout * _SLIDE_SHARE, _MIN_SLIDE), _MAX_SLIDE)
+        return Snapshot(
+            b"", self.version, self.created, self.timeout,
+            self.deadline, self.user, secret != self.secret,
+            self._deadline_from(wall) - self.deadline > step,
+        )  # fmt: skip
