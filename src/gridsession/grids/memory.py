@@ -7,12 +7,14 @@ process, and no other worker sees it.
 from __future__ import annotations
 
 import heapq
+import logging
 import os
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from gridsession.errors import GridUnavailable
+from gridsession.errors import GridUnavailable, SettingsError
 from gridsession.grids.bells import Bells
 from gridsession.grids.contract import (
     EXISTS,
@@ -40,6 +42,8 @@ from gridsession.grids.contract import (
 )
 from gridsession.grids.record import Now, Record
 
+log = logging.getLogger("gridsession")
+_SERVERS = ("uvicorn", "gunicorn", "hypercorn", "granian", "fastapi")
 _Outcome = TypeVar("_Outcome")
 
 
@@ -60,6 +64,25 @@ class MemoryGrid:
         self._guard = threading.RLock()  # several event loops of one process may use one grid
         self._bells = Bells()
         self._pid = os.getpid()
+
+    @classmethod
+    def from_connection_string(cls, connection_string: str) -> MemoryGrid:
+        """From `memory://`; there is nothing to set.
+
+        Raises:
+            SettingsError: there is something else in it, or the server has several workers.
+        """
+        if connection_string not in ("memory:", "memory://"):
+            raise SettingsError("connection_string: memory:// takes neither a path nor options")
+        workers = server_workers(sys.orig_argv, os.environ)
+        if workers is not None and workers > 1:
+            raise SettingsError(
+                f"connection_string: memory:// keeps sessions in one process, and {workers} "
+                "workers were asked for; use embedded: to share sessions between them"
+            )
+        if workers is None:
+            log.warning("memory:// keeps sessions in this process only; no other worker sees them")
+        return cls()
 
     async def open(self) -> None:
         pass
@@ -208,3 +231,19 @@ class MemoryGrid:
                 self._bells.ring(token)
             record.rung = None
         return outcome
+
+
+def server_workers(argv: Sequence[str], environ: Mapping[str, str]) -> int | None:
+    """How many workers this process's command line asks its server for; None when unknown."""
+    found: str | None = environ.get("WEB_CONCURRENCY")
+    for word, after in zip(argv, [*argv[1:], ""], strict=True):
+        if word in ("--workers", "-w"):
+            found = after
+        elif word.startswith("--workers="):
+            found = word.partition("=")[2]
+        elif word.startswith("-w") and word[2:].isdigit():
+            found = word[2:]
+    if found is not None and found.isdigit():
+        return int(found)
+    programs = {os.path.basename(word) for word in argv}
+    return 1 if programs.intersection(_SERVERS) else None

@@ -1,0 +1,46 @@
+"""Server-side session state for Python web farms: locked, shared, nothing lost."""
+
+from gridsession.errors import (
+    GridFull,
+    GridUnavailable,
+    SessionClosed,
+    SessionError,
+    SessionFormatError,
+    SessionGone,
+    SessionLockLost,
+    SessionLockTimeout,
+    SessionNotAvailable,
+    SessionQueueFull,
+    SessionReadOnly,
+    SessionReplaced,
+    SessionTooLarge,
+    SessionTypeError,
+    SettingsError,
+)
+from gridsession.payload import register_type
+from gridsession.provider import SessionProvider
+from gridsession.session import Session
+from gridsession.settings import Access, SessionSettings
+
+__all__ = [
+    "Access",
+    "GridFull",
+    "GridUnavailable",
+    "Session",
+    "SessionClosed",
+    "SessionError",
+    "SessionFormatError",
+    "SessionGone",
+    "SessionLockLost",
+    "SessionLockTimeout",
+    "SessionNotAvailable",
+    "SessionProvider",
+    "SessionQueueFull",
+    "SessionReadOnly",
+    "SessionReplaced",
+    "SessionSettings",
+    "SessionTooLarge",
+    "SessionTypeError",
+    "SettingsError",
+    "register_type",
+]

@@ -1,0 +1,150 @@
+"""`SessionProvider`: settings, a grid, and the sessions opened on them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from gridsession.errors import GridUnavailable, SettingsError
+from gridsession.grids import make_grid
+from gridsession.grids.contract import Grid
+from gridsession.provider.log import log
+from gridsession.provider.loop import LoopWork
+from gridsession.provider.visit import Visit
+from gridsession.session import Session
+from gridsession.settings import Access, SessionSettings, Use, seconds
+
+
+class SessionProvider:
+    """Opens sessions; one for each application and process, for all of its event loops.
+
+    `async with SessionProvider(settings) as provider:` opens and closes it. Middleware does so
+    with the server's lifespan, or opens it at the first request where there is none.
+
+    Args:
+        settings: what an operator can set; `SessionSettings()` by default.
+        grid: a ready grid instead of the one that `settings.connection_string` names. It is the
+            caller's to close.
+
+    Raises:
+        SettingsError: the connection string names no grid that is there.
+    """
+
+    def __init__(self, settings: SessionSettings | None = None, *, grid: Grid | None = None) -> None:
+        self.settings = settings = settings or SessionSettings()
+        self._owns_grid = grid is None
+        self.grid: Grid = grid or make_grid(
+            settings.connection_string,
+            namespace=settings.namespace,
+            timeout=seconds(settings.grid_timeout),
+        )
+        self.lease = seconds(settings.lock_lease)
+        self.lock_wait_timeout = seconds(settings.lock_wait_timeout)
+        self.queue_limit = settings.request_queue_limit_per_session
+        self.timeout = seconds(settings.timeout)
+        absolute = settings.absolute_timeout
+        self.absolute_timeout = None if absolute is None else seconds(absolute)
+        self.max_payload_bytes = settings.max_payload_bytes
+        self.is_started = False
+        self._work: dict[asyncio.AbstractEventLoop, LoopWork] = {}
+
+    async def start(self) -> None:
+        """Open the grid. A second call does nothing.
+
+        Raises:
+            SettingsError: the grid cannot be used as it is set, and will not heal by itself.
+            GridUnavailable: it cannot be reached now; calling again later may succeed.
+        """
+        if self.is_started:
+            return
+        await self.grid.open()
+        self.is_started = True
+        log.info("sessions are kept in %s", self.grid.where)
+
+    async def close(self) -> None:
+        """Finish what is under way on this event loop, and close the grid that we opened."""
+        work = self._work.pop(asyncio.get_running_loop(), None)
+        if work is not None:
+            await work.close()
+        self.is_started = False
+        if self._owns_grid:
+            await self.grid.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @asynccontextmanager
+    async def open(
+        self,
+        session_id: str | None,
+        *,
+        access: Access | str = Access.EXCLUSIVE,
+        wait_for_writer: bool = False,
+        holder: str = "provider.open",
+    ) -> AsyncIterator[Session]:
+        """`async with provider.open(id) as session:` a session outside of a request.
+
+        Commits when the block ends; an exception that leaves the block discards.
+
+        Args:
+            session_id: a `session.id`; None, or one that the grid does not know, for a new
+                session, whose `id` is then another.
+            access: `exclusive`, `read_only` or `none`.
+            wait_for_writer: with `read_only`, wait for a writer that is at work.
+            holder: who this is, for the errors of those who wait for the lock.
+
+        Raises:
+            GridUnavailable, GridFull, SessionLockTimeout, SessionQueueFull, SessionReplaced,
+            SessionFormatError: before the block ran.
+            SessionLockLost, SessionGone, SessionTooLarge, SessionTypeError, GridUnavailable,
+            GridFull: at its end; nothing was stored.
+        """
+        flags = " wait_for_writer" if wait_for_writer else ""
+        visit = await self.visit(
+            session_id.encode("ascii", "replace") if session_id is not None else None,
+            Use.parse(f"{access}{flags}"),
+            holder,
+        )
+        await visit.begin()
+        try:
+            yield visit.session
+        except BaseException:
+            await visit.discard()
+            raise
+        else:
+            await visit.end()
+
+    # -- for adapters and visits ----------------------------------------------------------
+
+    async def visit(self, session_id: bytes | None, use: Use, holder: str) -> Visit:
+        """A request's use of a session, for adapters, which drive it."""
+        if not self.is_started and use.access is not Access.NONE:
+            await self.start()
+        return Visit(self, session_id, use, holder)
+
+    def work(self) -> LoopWork:
+        """What runs beside the requests of the running event loop."""
+        loop = asyncio.get_running_loop()
+        work = self._work.get(loop)
+        if work is None:
+            for dead in [x for x, there in list(self._work.items()) if there.is_dead]:
+                self._work.pop(dead, None)
+            work = self._work[loop] = LoopWork(
+                self.grid,
+                lease=self.lease,
+                execution_timeout=seconds(self.settings.execution_timeout),
+                sweep_interval=seconds(self.settings.sweep_interval),
+            )
+        return work

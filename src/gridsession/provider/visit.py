@@ -1,0 +1,461 @@
+"""A session's way through one request: begin, wait, save, end.
+
+A `Visit` is what an adapter drives, and what a `Session`'s awaitable methods are bound to. It
+holds at most one lock at a time. Whatever happens to it, cancellation at any await included, its
+lock and tickets are released, withdrawn in the background, or left to their lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from gridsession import payload
+from gridsession.errors import (
+    SessionClosed,
+    SessionError,
+    SessionGone,
+    SessionLockLost,
+    SessionLockTimeout,
+    SessionQueueFull,
+    SessionReadOnly,
+    SessionReplaced,
+    SessionTooLarge,
+)
+from gridsession.grids.contract import (
+    Busy,
+    Change,
+    Claim,
+    Committed,
+    Exists,
+    Found,
+    Gone,
+    Granted,
+    LockLost,
+    Missing,
+    NewRecord,
+    QueueFull,
+    Replaced,
+    Rotation,
+    Snapshot,
+)
+from gridsession.identity import (
+    ID_BYTES,
+    SECRET_BYTES,
+    Identity,
+    name_of,
+    new_id,
+    parse_id,
+    rotated_id,
+)
+from gridsession.session import Delta, Phase, Session
+from gridsession.settings import Access, Use
+
+if TYPE_CHECKING:
+    from gridsession.provider.core import SessionProvider
+
+
+class Cookie(Enum):
+    """What is to become of the browser's cookie."""
+
+    KEEP = "keep"
+    SET = "set"
+    REMOVE = "remove"
+
+
+class Visit:
+    """One request's use of one session.
+
+    Args:
+        provider: whose grid and settings it uses.
+        session_id: what the cookie carries; None, or of the wrong shape: a new session.
+        use: the access.
+        holder: who asks, in words, for those who wait.
+    """
+
+    __slots__ = (
+        "_claim",
+        "_grid",
+        "_holds",
+        "_id_text",
+        "_identity",
+        "_provider",
+        "_stored",
+        "_use",
+        "cookie",
+        "cookie_can_be_sent",
+        "session",
+    )
+
+    def __init__(
+        self, provider: SessionProvider, session_id: bytes | None, use: Use, holder: str
+    ) -> None:
+        self._provider = provider
+        self._grid = provider.grid
+        self._use = use
+        self._identity = parse_id(session_id) if session_id is not None else None
+        self._id_text = session_id.decode() if self._identity and session_id else ""
+        self._claim = Claim(b"", holder, provider.lease, provider.queue_limit)
+        self._holds = False
+        self._stored = False
+        self.cookie = Cookie.KEEP
+        self.cookie_can_be_sent = True
+        self.session = Session(self, use.access, _PHASES[use.access], provider.timeout)
+
+    # -- begin ----------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """Make the session ready, waiting for its lock where that is needed.
+
+        Raises:
+            GridUnavailable, GridFull, SessionLockTimeout, SessionQueueFull, SessionReplaced:
+                the handler must not run; the same request may succeed later.
+            SessionFormatError: what is stored is of no format that this release reads.
+        """
+        busy = await self.ask()
+        if busy is not None:
+            await self.wait(busy)
+
+    async def ask(self) -> Busy | None:
+        """Ask once. None: the session is ready. `Busy`: call `wait` with it, or `leave`."""
+        if self._identity is None or self._use.access is Access.NONE:
+            return None
+        self._claim.token = os.urandom(16)
+        try:
+            return self._took(await self._ask_grid(None))
+        except BaseException:
+            self.leave()
+            raise
+
+    async def wait(self, busy: Busy) -> None:
+        """Wait until the session is ready."""
+        identity = self._identity
+        assert identity is not None
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        waiting: Busy | None = busy
+        try:
+            while waiting is not None:
+                left = began + self._provider.lock_wait_timeout - loop.time()
+                if left <= 0:
+                    raise SessionLockTimeout(
+                        f"{waiting.holder} has held this session's lock for "
+                        f"{waiting.held_for:.1f} s; gave up after {loop.time() - began:.1f} s."
+                    )
+                pause = min(left, waiting.retry_in)
+                await self._grid.wait(identity.key, self._claim.token, pause)
+                waiting = self._took(await self._ask_grid(busy.lock))
+        except BaseException:
+            self.leave()
+            raise
+        self.session.waited += loop.time() - began
+
+    def leave(self) -> None:
+        """Withdraw, in the background, whatever was asked for and not yet used."""
+        if self._claim.token and self._identity is not None:
+            self._give_up_lock()
+
+    async def _ask_grid(
+        self, seen: bytes | None
+    ) -> Granted | Found | Busy | QueueFull | Replaced | Missing:
+        assert self._identity is not None
+        _, key, secret = self._identity
+        if self._use.access is Access.EXCLUSIVE:
+            return await self._grid.acquire(key, secret, self._claim)
+        watch = self._claim if self._use.wait_for_writer else None
+        if watch is None:
+            self._claim.token = b""
+        return await self._grid.read(key, secret, watch, seen)
+
+    def _took(
+        self, outcome: Granted | Found | Busy | QueueFull | Replaced | Missing
+    ) -> Busy | None:
+        match outcome:
+            case Granted(snapshot):
+                self._hold()
+                self._load(snapshot)
+            case Found(snapshot):
+                self._claim.token = b""
+                self._load(snapshot)
+                if snapshot.slide_due:
+                    self._touch_later()
+            case Busy():
+                return outcome
+            case Missing():  # never adopted: what is stored from now on gets an id of its own
+                self._claim.token = b""
+                self._identity = None
+                self._id_text = ""
+                self._stored = False
+            case QueueFull(holder, held_for):
+                self._claim.token = b""
+                raise SessionQueueFull(
+                    f"{self._claim.queue_limit} requests wait for this session already; "
+                    f"{holder} has held its lock for {held_for:.1f} s."
+                )
+            case Replaced():
+                self._claim.token = b""
+                raise SessionReplaced
+        return None
+
+    def _load(self, snapshot: Snapshot) -> None:
+        self._stored = True
+        self.session._load(
+            payload.split(snapshot.payload),
+            snapshot.user,
+            snapshot.timeout,
+            is_new=False,
+            replaced=snapshot.replaced,
+        )
+
+    def _touch_later(self) -> None:
+        assert self._identity is not None
+        self._provider.work().touch(self._identity.key)
+
+    # -- the lock -------------------------------------------------------------------------
+
+    def _hold(self) -> None:
+        assert self._identity is not None
+        self._holds = True
+        key, claim = self._identity.key, self._claim
+        self._provider.work().hold(key, claim.token, claim.holder)
+
+    def _let_go(self) -> bytes:
+        """The lock's token, no more ours to renew or to release."""
+        token = self._claim.token
+        self._claim.token = b""
+        self._holds = False
+        self._provider.work().drop(token)
+        return token
+
+    def _give_up_lock(self) -> None:
+        assert self._identity is not None
+        self._provider.work().withdraw(self._identity.key, self._let_go())
+
+    # -- end ------------------------------------------------------------------------------
+
+    async def end(self) -> None:
+        """Commit what changed, hand the lock on. Call it before response headers leave.
+
+        Raises:
+            SessionError: what the handler did was not stored; the lock is released all the same.
+        """
+        session = self.session
+        if session._phase is Phase.READ_ONLY:
+            self._refuse_changes()
+        elif session._phase is Phase.WRITABLE:
+            try:
+                await self._store(release=True)
+            except BaseException:
+                await self.discard()
+                raise
+            session._phase = Phase.CLOSED
+
+    async def discard(self) -> None:
+        """Forget what was not committed, and hand the lock on."""
+        session = self.session
+        if session._phase is Phase.WRITABLE:
+            session._phase = Phase.CLOSED
+            session._forget_changes()
+        if not self._holds:
+            return
+        assert self._identity is not None
+        key, token = self._identity.key, self._let_go()
+        try:
+            await self._grid.release(key, token)
+        except BaseException as error:
+            self._provider.work().withdraw(key, token)
+            if not isinstance(error, SessionError):
+                raise
+
+    def _refuse_changes(self) -> None:
+        delta = self.session._delta()
+        if delta:
+            keys = ", ".join(repr(key) for key in (*delta.set, *delta.removed))
+            raise SessionReadOnly(
+                f"A read-only request changed values inside its session, under {keys}; nothing "
+                'was stored. Give this path the access "exclusive".'
+            )
+
+    async def _store(self, *, release: bool) -> None:
+        session = self.session
+        if session._abandoned:
+            await self._remove(fenced=False)
+            return
+        delta = session._delta()
+        if not self._stored:
+            if delta.set or session._user is not None:
+                await self._create(delta, release=release)
+            return
+        segments = session._segments_with(delta) if delta else session._segments
+        if not segments and session._user is None:  # Starlette's logout
+            await self._remove(fenced=True)
+        elif delta or session._has_new_terms:
+            await self._commit(segments, delta, release=release)
+        elif release:
+            await self.discard()
+
+    async def _create(self, delta: Delta, *, release: bool) -> None:
+        self.check_id_may_change()
+        session, provider = self.session, self._provider
+        new = NewRecord(
+            commit_token=_random_64(),
+            secret=b"",
+            payload=payload.join(delta.set, provider.max_payload_bytes),
+            timeout=session._timeout,
+            absolute_timeout=provider.absolute_timeout,
+            user=session._user,
+        )
+        identity = parse_id(self.session_id.encode())
+        assert identity is not None
+        new.secret = identity.secret
+        self._identity = identity
+        if not release:
+            self._claim.token = os.urandom(16)
+        claim = None if release else self._claim
+        try:
+            outcome = await self._grid.create(identity.key, new, claim)
+        except BaseException:
+            self._identity = None
+            # Whether it was written is unknown. Nobody has been given its id: it expires unused.
+            if not release:
+                self._provider.work().withdraw(identity.key, self._let_go())
+            raise
+        if isinstance(outcome, Exists):
+            raise SessionError(f"A new session's key {name_of(identity.key)} was taken already.")
+        if not release:
+            self._hold()
+        self._stored = True
+        self.cookie = Cookie.SET
+        session._committed(delta.set)
+
+    async def _commit(self, segments: dict[str, bytes], delta: Delta, *, release: bool) -> None:
+        assert self._identity is not None
+        handle, key, _ = self._identity
+        session = self.session
+        user_changed = session._user != session._stored_user
+        change = Change(
+            commit_token=_random_64(),
+            payload=payload.join(segments, self._provider.max_payload_bytes) if delta else None,
+            timeout=session._timeout,
+            user=session._user,
+        )
+        new_text = ""
+        if user_changed or session._regenerate:
+            new_text = rotated_id(handle, os.urandom(SECRET_BYTES))
+            identity = parse_id(new_text.encode())
+            assert identity is not None
+            change.rotation = Rotation(identity.secret, user_changed)
+        token = self._let_go() if release else self._claim.token
+        outcome = await self._settle(key, token, change, release=release)
+        if not isinstance(outcome, Committed):
+            raise (SessionLockLost if isinstance(outcome, LockLost) else SessionGone)
+        session._committed(segments)
+        if new_text:
+            self._identity = identity
+            self._id_text = new_text
+            self.cookie = Cookie.SET
+
+    async def _settle(
+        self, key: bytes, token: bytes, change: Change, *, release: bool
+    ) -> Committed | LockLost | Gone:
+        try:
+            return await self._grid.commit(key, token, change, release=release)
+        except asyncio.CancelledError:
+            if release:  # a response was made, so its commit stands; repeating it is harmless
+                self._provider.work().finish_commit(key, token, change)
+            raise
+        except SessionError:
+            if release:
+                self._provider.work().withdraw(key, token)
+            raise
+
+    async def _remove(self, *, fenced: bool) -> None:
+        if self._stored:
+            assert self._identity is not None
+            key, token = self._identity.key, self._claim.token
+            outcome = await self._grid.remove(key, token if fenced else None)
+            if isinstance(outcome, LockLost):
+                raise SessionLockLost
+            if self._holds:
+                self._let_go()
+            self._stored = False
+            self.cookie = Cookie.REMOVE
+        self._identity = None
+        self._id_text = ""
+        self.session._phase = Phase.CLOSED
+
+    # -- what a Session's members call ----------------------------------------------------
+
+    @property
+    def session_id(self) -> str:
+        if not self._id_text:
+            self._id_text = new_id(os.urandom(ID_BYTES))
+        return self._id_text
+
+    def cookie_to_send(self, *, rolling: bool) -> Cookie:
+        """What the response's headers say of the cookie.
+
+        A request that came with a replaced id is never answered with one: the browser has the
+        new cookie already, and who holds only the old one must not be given it.
+        """
+        if self.session._replaced:
+            return Cookie.KEEP
+        if rolling and self._stored and self.cookie is Cookie.KEEP and self.session.accessed:
+            return Cookie.SET
+        return self.cookie
+
+    def check_id_may_change(self) -> None:
+        if not self.cookie_can_be_sent:
+            raise SessionClosed(
+                "The response's headers have left: its cookie can carry no new session id any "
+                "more. Change the user or the id, or store something in a new session, before."
+            )
+
+    async def save(self) -> None:
+        await self._store(release=False)
+
+    async def release(self) -> None:
+        if self.session._phase is Phase.WRITABLE:
+            await self.end()
+
+    @asynccontextmanager
+    async def exclusive(self) -> AsyncIterator[Session]:
+        session, phase, use = self.session, self.session._phase, self._use
+        if phase is Phase.WRITABLE:
+            yield session
+            return
+        if not self._stored:
+            raise SessionClosed("Nothing is stored of this session, so there is nothing to lock.")
+        self._use = Use(Access.EXCLUSIVE)
+        try:
+            await self.begin()
+        finally:
+            self._use = use
+        if not self._stored:
+            raise SessionGone("The session ended, or expired, meanwhile; there is nothing to lock.")
+        session._phase = Phase.WRITABLE
+        try:
+            yield session
+        except BaseException:
+            await self.discard()
+            raise
+        else:
+            if session._phase is Phase.WRITABLE:
+                await self.end()
+        finally:
+            session._phase = phase
+
+
+_PHASES = {
+    Access.EXCLUSIVE: Phase.WRITABLE,
+    Access.READ_ONLY: Phase.READ_ONLY,
+    Access.NONE: Phase.NOT_AVAILABLE,
+}
+
+
+def _random_64() -> int:
+    return int.from_bytes(os.urandom(8), "little")

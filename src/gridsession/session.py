@@ -1,0 +1,455 @@
+"""What a handler holds: a dict whose values are decoded when touched and compared at the end.
+
+A `Session` is a real `dict`, since frameworks and templates expect one, with a placeholder in
+each slot that nobody has asked for yet. Every Python-level way to a value decodes it first. C code
+that looks into the slots itself (orjson, msgspec, pydantic) finds the placeholder, which nothing
+can serialize, and raises: hand it `dict(session)`.
+
+Nothing here awaits: what has to (`save`, `release`, `exclusive`) is bound in by the provider.
+"""
+
+from __future__ import annotations
+
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
+from enum import Enum
+from typing import Any, NamedTuple, NoReturn, Protocol, Self, SupportsIndex
+
+from gridsession import payload
+from gridsession.errors import (
+    SessionClosed,
+    SessionNotAvailable,
+    SessionReadOnly,
+    SessionReplaced,
+)
+from gridsession.settings import MAX_TIMEOUT, Access, seconds
+
+
+class _Undecoded:
+    """Stands in a slot whose value nobody has asked for. Not serializable, on purpose."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<not decoded: use dict(session)>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an undecoded session value was read past the session; use dict(session)")
+
+
+_UNDECODED: Any = _Undecoded()
+_ABSENT: Any = object()
+
+
+class Phase(Enum):
+    """What a session may be used for at a moment."""
+
+    WRITABLE = "writable"
+    READ_ONLY = "read_only"
+    CLOSED = "closed"
+    NOT_AVAILABLE = "not_available"
+
+
+class Bound(Protocol):
+    """What the provider lends to a session: everything that has to wait."""
+
+    @property
+    def session_id(self) -> str: ...
+    def check_id_may_change(self) -> None: ...
+    async def save(self) -> None: ...
+    async def release(self) -> None: ...
+    def exclusive(self) -> AbstractAsyncContextManager[Session]: ...
+
+
+class Delta(NamedTuple):
+    """What a request changed: segments by key, and the keys that it removed."""
+
+    set: dict[str, bytes]
+    removed: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.set or self.removed)
+
+
+class Session(dict[str, Any]):
+    """The session data of one browser, as one request sees it.
+
+    A provider or a middleware makes it. A dict from `str` to values; nested changes are found by
+    comparing at the end of the request. Names that begin with an underscore are the provider's.
+
+    Attributes:
+        accessed: something was read or written (Starlette's name).
+        modified: something was assigned or removed (Starlette's name; nested changes count at
+            commit without it).
+        waited: seconds that this request waited for the session's lock.
+    """
+
+    __slots__ = (
+        "_abandoned",
+        "_access",
+        "_bound",
+        "_is_new",
+        "_phase",
+        "_regenerate",
+        "_replaced",
+        "_segments",
+        "_stored_timeout",
+        "_stored_user",
+        "_timeout",
+        "_touched",
+        "_user",
+        "accessed",
+        "modified",
+        "waited",
+    )
+
+    accessed: bool
+    modified: bool
+    waited: float
+    _access: Access
+    _bound: Bound
+    _phase: Phase
+    _segments: dict[str, bytes]
+    _touched: dict[str, None]  # keys whose value may differ from what is stored, in order
+    _user: str | None
+    _stored_user: str | None
+    _timeout: float
+    _stored_timeout: float
+    _is_new: bool
+    _replaced: bool
+    _regenerate: bool
+    _abandoned: bool
+
+    def __init__(self, bound: Bound, access: Access, phase: Phase, timeout: float) -> None:
+        self._bound = bound
+        self._access = access
+        self._phase = phase
+        self.accessed = False
+        self.modified = False
+        self.waited = 0.0
+        self._load({}, None, timeout, is_new=True, replaced=False)
+
+    # -- members --------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """What the cookie carries: the key to this session. Keep it out of logs."""
+        self._read()
+        return self._bound.session_id
+
+    @property
+    def is_new(self) -> bool:
+        """Nothing is stored of this session yet."""
+        return self._is_new
+
+    @property
+    def is_read_only(self) -> bool:
+        """Assignment raises, at this moment."""
+        return self._phase is not Phase.WRITABLE
+
+    @property
+    def access(self) -> Access:
+        """How this request uses the session."""
+        return self._access
+
+    @property
+    def timeout(self) -> float:
+        """Seconds without a request after which this session expires. May be set."""
+        self._read()
+        return self._timeout
+
+    @timeout.setter
+    def timeout(self, value: float | timedelta) -> None:
+        self._write()
+        number = seconds(value)
+        if not 0 < number <= MAX_TIMEOUT:
+            raise ValueError(f"timeout={value!r}: must be more than 0 and at most ten years")
+        self._timeout = number
+
+    @property
+    def user(self) -> str | None:
+        """Whose session this is, in the application's words. Setting it gives a new id."""
+        self._read()
+        return self._user
+
+    @user.setter
+    def user(self, value: str | None) -> None:
+        self._write()
+        if value is not None and type(value) is not str:
+            raise TypeError(f"session.user must be a str or None, not {type(value).__name__}")
+        if self._replaced and value != self._stored_user:
+            raise SessionReplaced(
+                "This request came with a session id that was replaced meanwhile; it cannot "
+                "change the user, since it would not be answered with the new id."
+            )
+        if value != self._stored_user:
+            self._bound.check_id_may_change()
+        self._user = value
+
+    def regenerate_id(self) -> None:
+        """Give this session a new id at commit; the data stays. The old id works 10 s more."""
+        self._write()
+        self._bound.check_id_may_change()
+        # A request that came with a replaced id gets no cookie, so it must not rotate again:
+        # its session has had a new id a moment ago.
+        self._regenerate = not self._replaced
+
+    def abandon(self) -> None:
+        """End this session when the request ends: data, lock and cookie go."""
+        self._write()
+        self._abandoned = True
+
+    async def save(self) -> None:
+        """Commit now and keep the lock.
+
+        Raises:
+            SessionLockLost, SessionGone, SessionTooLarge, SessionTypeError, GridUnavailable,
+            GridFull: nothing was stored.
+        """
+        self._write()
+        await self._bound.save()
+
+    async def release(self) -> None:
+        """Commit now and let the next request have the session; assignment raises from then on.
+
+        Raises: as `save`.
+        """
+        self._read()
+        await self._bound.release()
+
+    def exclusive(self) -> AbstractAsyncContextManager[Session]:
+        """`async with session.exclusive() as s:` fresh values under the lock, for this block.
+
+        Commits at the block's end; an exception that leaves the block discards. In a request
+        that holds the lock already it is that lock, and nothing is committed early.
+
+        Raises:
+            SessionLockTimeout, SessionQueueFull, SessionReplaced, SessionGone, GridUnavailable.
+        """
+        self._read()
+        return self._bound.exclusive()
+
+    # -- reading --------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        if self._phase is Phase.NOT_AVAILABLE:
+            raise SessionNotAvailable
+        self.accessed = True
+
+    mark_accessed = _read
+
+    def _decode(self, key: str) -> Any:
+        value = payload.decode(self._segments[key])
+        super().__setitem__(key, value)
+        if not payload.is_immutable(value):
+            self._touched[key] = None
+        return value
+
+    def _decode_all(self) -> None:
+        self._read()
+        for key in [k for k, value in super().items() if value is _UNDECODED]:
+            self._decode(key)
+
+    def __getitem__(self, key: str) -> Any:
+        self._read()
+        value = super().__getitem__(key)
+        return self._decode(key) if value is _UNDECODED else value
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self._read()
+        value = super().get(key, default)
+        return self._decode(key) if value is _UNDECODED else value
+
+    def __contains__(self, key: object) -> bool:
+        self._read()
+        return super().__contains__(key)
+
+    def __len__(self) -> int:
+        self._read()
+        return super().__len__()
+
+    # Overridden, or dict(session) and {**session} would take the slots as they are.
+    def __iter__(self) -> Iterator[str]:
+        self._read()
+        return super().__iter__()
+
+    def __reversed__(self) -> Iterator[str]:
+        self._read()
+        return super().__reversed__()
+
+    def keys(self) -> KeysView[str]:  # type: ignore[override]
+        self._read()
+        return super().keys()
+
+    def values(self) -> ValuesView[Any]:  # type: ignore[override]
+        self._decode_all()
+        return super().values()
+
+    def items(self) -> ItemsView[str, Any]:  # type: ignore[override]
+        self._decode_all()
+        return super().items()
+
+    def copy(self) -> dict[str, Any]:
+        """A plain dict with the values decoded."""
+        return dict(self.items())
+
+    def __eq__(self, other: object) -> bool:
+        return self.copy() == (other.copy() if isinstance(other, Session) else other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None  # type: ignore[assignment]  # as every dict
+
+    def __or__(self, other: Any) -> Any:
+        return self.copy() | (other.copy() if isinstance(other, Session) else other)
+
+    def __ror__(self, other: Any) -> Any:
+        return other | self.copy()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        return dict, (self.copy(),)  # pickled and copied as the data it holds
+
+    def __repr__(self) -> str:
+        return f"<Session: {super().__len__()} keys, {self._access.value}, {self._phase.value}>"
+
+    # -- writing --------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        if self._phase is not Phase.WRITABLE:
+            self._read()
+            raise SessionReadOnly if self._phase is Phase.READ_ONLY else SessionClosed
+        self.accessed = True
+
+    def mark_modified(self) -> None:
+        """Starlette's; there is no need for it, since changes are found by comparing."""
+        self._write()
+        self.modified = True
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.mark_modified()
+        if type(key) is not str:
+            if not isinstance(key, str):
+                raise TypeError(f"keys of a session are str, not {type(key).__name__}")
+            key = str.__str__(key)
+        super().__setitem__(key, value)
+        self._touched[key] = None
+
+    def __delitem__(self, key: str) -> None:
+        self.mark_modified()
+        super().__delitem__(key)
+        self._touched[key] = None
+
+    def pop(self, key: str, *default: Any) -> Any:
+        self._write()
+        if not super().__contains__(key):
+            return super().pop(key, *default)
+        value = self[key]
+        del self[key]
+        return value
+
+    def popitem(self) -> tuple[str, Any]:
+        self._write()
+        if not super().__len__():
+            raise KeyError("popitem(): session is empty")
+        key = next(super().__reversed__())
+        return key, self.pop(key)
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        self._write()
+        if not super().__contains__(key):
+            self[key] = default
+        return self[key]
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        self._write()
+        for key, value in dict(*args, **kwargs).items():
+            self[key] = value
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc]
+        self.update(other)
+        return self
+
+    def clear(self) -> None:
+        """Remove every value and the user; what is left empty is removed at commit."""
+        self.mark_modified()
+        if self._user is not None:
+            self.user = None
+        self._touched.update(dict.fromkeys(super().keys()))
+        super().clear()
+
+    # -- for the provider -----------------------------------------------------------------
+
+    def _load(
+        self,
+        segments: dict[str, bytes],
+        user: str | None,
+        timeout: float,
+        *,
+        is_new: bool,
+        replaced: bool,
+    ) -> None:
+        """Hold what a grid has stored, and forget what was changed and not committed."""
+        super().clear()
+        super().update(dict.fromkeys(segments, _UNDECODED))
+        self._segments = segments
+        self._touched = {}
+        self._user = self._stored_user = user
+        self._timeout = self._stored_timeout = timeout
+        self._is_new = is_new
+        self._replaced = replaced
+        self._regenerate = False
+        self._abandoned = False
+
+    def _delta(self) -> Delta:
+        """What differs from what is stored. Decides by bytes: a value set to itself is none.
+
+        Raises:
+            SessionTypeError: a value cannot be stored.
+        """
+        changed: dict[str, bytes] = {}
+        removed: list[str] = []
+        for key in self._touched:
+            value = super().get(key, _ABSENT)
+            if value is not _ABSENT:
+                segment = payload.encode(key, value)
+                if self._segments.get(key) != segment:
+                    changed[key] = segment
+            elif key in self._segments:
+                removed.append(key)
+        return Delta(changed, tuple(removed))
+
+    def _segments_with(self, delta: Delta) -> dict[str, bytes]:
+        """All segments after a delta, in the order of the session's keys."""
+        segments = {**self._segments, **delta.set}
+        if delta.removed or len(segments) != len(self._segments):
+            return {key: segments[key] for key in super().keys()}
+        return segments
+
+    def _committed(self, segments: dict[str, bytes]) -> None:
+        """What the grid has stored is now this. Values in hand stay, and stay compared."""
+        self._segments = segments
+        self._stored_user = self._user
+        self._stored_timeout = self._timeout
+        self._is_new = False
+        self._regenerate = False
+
+    def _forget_changes(self) -> None:
+        """Hold what is stored, as far as this request knows, and nothing else."""
+        self._load(
+            self._segments,
+            self._stored_user,
+            self._stored_timeout,
+            is_new=self._is_new,
+            replaced=self._replaced,
+        )
+
+    @property
+    def _has_new_terms(self) -> bool:
+        """Something other than the data changed, and is to be stored."""
+        return (
+            self._regenerate
+            or self._user != self._stored_user
+            or self._timeout != self._stored_timeout
+        )

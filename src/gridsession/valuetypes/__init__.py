@@ -1,0 +1,1 @@
+"""Which values a session holds, how each is packed, and what is said of all others."""

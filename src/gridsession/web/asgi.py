@@ -1,0 +1,353 @@
+"""The middleware for every ASGI framework.
+
+It takes the session from the grid before the application runs and puts it back before the
+response's headers leave, so that the browser's next request sees what this one stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import re
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+
+from gridsession.errors import (
+    GridFull,
+    GridUnavailable,
+    SessionError,
+    SessionLockTimeout,
+    SessionQueueFull,
+    SessionReplaced,
+    SettingsError,
+)
+from gridsession.grids.contract import Busy
+from gridsession.identity import CookieReader, CookieWriter
+from gridsession.provider import SessionProvider
+from gridsession.provider.log import log
+from gridsession.provider.visit import Cookie, Visit
+from gridsession.settings import Access, SessionSettings, Use
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_HOST = platform.node().partition(".")[0] or "localhost"
+_SEGMENT = re.compile(r"[A-Za-z0-9._~-]{1,32}")
+_REPLAYED_BYTES = 64 * 1024  # of a request's body, kept for a handler that waits for its lock
+# What the same request may meet again a moment later with better luck, and how much later.
+_RETRY_AFTER: dict[type[SessionError], int] = {
+    GridUnavailable: 1,
+    GridFull: 10,
+    SessionLockTimeout: 5,
+    SessionQueueFull: 5,
+    SessionReplaced: 1,
+}
+
+
+class SessionMiddleware:
+    """Sessions for an ASGI application: `app = SessionMiddleware(app, namespace="shop")`.
+
+    The session is `scope["session"]`, a `gridsession.Session`.
+
+    Args:
+        app: the application.
+        settings: what an operator can set; or the same as keywords; or `provider`.
+        provider: a ready provider. The middleware opens it where it is not open, and closes what
+            it opened.
+        **options: as `SessionSettings`.
+
+    Never raises: a server takes an exception here for an application without lifespan. What is
+    wrong stops the server at its lifespan's start, or answers each request where there is none.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        settings: SessionSettings | None = None,
+        provider: SessionProvider | None = None,
+        **options: Any,
+    ) -> None:
+        self.app = app
+        self.error: SettingsError | None = None
+        self._said_broken = False
+        try:
+            if sum((settings is not None, provider is not None, bool(options))) > 1:
+                raise SettingsError(
+                    "SessionMiddleware takes options, or settings=, or provider=; one of the three"
+                )
+            self.provider = provider or SessionProvider(settings or SessionSettings.of(options))
+        except SettingsError as error:
+            self.error = error
+            return
+        settings = self.provider.settings
+        self._reader = CookieReader(settings.cookie_name)
+        self._writer = CookieWriter(
+            settings.cookie_name,
+            max_age=settings.max_age,
+            path=settings.path,
+            domain=settings.domain,
+            same_site=settings.same_site,
+            https_only=settings.https_only,
+            partitioned=settings.partitioned,
+        )
+        self._rules = settings.access_rules()
+        self._rolling = settings.rolling and settings.max_age is not None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    # -- start and stop -------------------------------------------------------------------
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        first = await receive()
+        ours = self.error is None and not self.provider.is_started
+        if first["type"] == "lifespan.startup" and (failure := await self._start()) is not None:
+            await send({"type": "lifespan.startup.failed", "message": f"gridsession: {failure}"})
+            return
+
+        async def send_and_close(message: Message) -> None:
+            if message["type"] == "lifespan.shutdown.complete" and ours:
+                await self.provider.close()
+            await send(message)
+
+        await self.app(scope, _Replay([first], receive), send_and_close)
+
+    async def _start(self) -> SessionError | None:
+        """Open the provider. What is returned keeps the server from starting."""
+        try:
+            if self.error is not None:
+                raise self.error
+            await self.provider.start()
+        except SettingsError as error:
+            self._say_broken(error)
+            return error
+        except GridUnavailable as error:
+            log.error("the session grid is not there yet: %s", error, exc_info=error)
+            if self.provider.settings.if_unreachable_at_start == "fail":
+                return error
+        return None
+
+    def _say_broken(self, error: SettingsError) -> None:
+        if not self._said_broken:
+            self._said_broken = True
+            log.error("sessions cannot work as they are set: %s", error, exc_info=error)
+
+    # -- requests -------------------------------------------------------------------------
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            visit = await self._visit(scope)
+            busy = await visit.ask()
+            if busy is not None:
+                replay = await self._wait_turn(visit, busy, receive)
+                if replay is None:
+                    return  # the client is gone; nobody is left to be answered
+                receive = replay
+        except SessionError as error:
+            await self._refuse(error, send)
+            return
+        scope["session"] = visit.session
+        exchange = _Exchange(self, visit, receive, send)
+        try:
+            await self.app(scope, exchange.receive, exchange.send)
+        except OSError:
+            if not exchange.failed:
+                raise
+            # We told the application, by this exception, that nobody listens any more.
+        finally:
+            if not exchange.started:
+                await visit.discard()
+
+    async def _visit(self, scope: Scope, *, lock: bool = True) -> Visit:
+        if self.error is not None:
+            raise self.error
+        method = scope.get("method", "GET")
+        root, path = scope.get("root_path", ""), scope["path"]
+        if root and path.startswith(root):
+            path = path[len(root) :]
+        use = self._rules.use_of(method, path)
+        if use.access is Access.EXCLUSIVE and not lock:
+            use = Use(Access.READ_ONLY)
+        values = [] if use.access is Access.NONE else self._reader.values(scope["headers"])
+        if len(values) > 1:
+            # Which one the browser means can't be known: one of them may be planted by a
+            # neighbouring domain.
+            log.warning("the cookie %s came %d times; none counts", self._reader.name, len(values))
+        session_id = values[0] if len(values) == 1 else None
+        return await self.provider.visit(session_id, use, _holder(method, path))
+
+    async def _wait_turn(self, visit: Visit, busy: Busy, receive: Receive) -> Receive | None:
+        """Wait for the lock, or until the client is gone: then None. What came is replayed."""
+        turn = asyncio.ensure_future(visit.wait(busy))
+        came: list[Message] = []
+        gone = asyncio.ensure_future(_until_gone(receive, came))
+        try:
+            await asyncio.wait((turn, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not turn.done() and gone.result():
+                return None
+            await turn
+            return _Replay(came, receive)
+        finally:
+            for task in (turn, gone):
+                task.cancel()
+            await asyncio.wait((turn, gone))
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A snapshot at connect; no lock while the socket lives (`session.exclusive()` takes it)."""
+        try:
+            visit = await self._visit(scope, lock=False)
+            visit.cookie_can_be_sent = False
+            await visit.begin()
+        except SessionError as error:
+            self._log_refusal(error)
+            # 1013, "try again later"; servers answer a close before accept with HTTP 403.
+            await send({"type": "websocket.close", "code": 1013})
+            return
+        scope["session"] = visit.session
+        await self.app(scope, receive, send)
+
+    # -- answers of our own ---------------------------------------------------------------
+
+    def with_cookie(self, message: Message, visit: Visit) -> Message:
+        """A response's start, with what the session has to say in its headers."""
+        cookie = visit.cookie_to_send(rolling=self._rolling)
+        if cookie is Cookie.KEEP and not visit.session.accessed:
+            return message
+        headers = _varying_by_cookie(message.get("headers", ()))
+        if cookie is Cookie.SET:
+            headers.append((b"set-cookie", self._writer.set(visit.session_id)))
+        elif cookie is Cookie.REMOVE:
+            headers.append((b"set-cookie", self._writer.remove()))
+        return {**message, "headers": headers}
+
+    async def _refuse(self, error: SessionError, send: Send) -> None:
+        """Answer for a handler that did not run."""
+        retry_after = self._log_refusal(error)
+        if retry_after is None:
+            await _answer(send, 500, b"Internal Server Error\n")
+        else:
+            await _answer(send, 503, b"Service Unavailable. Please try again.\n", retry_after)
+
+    def _log_refusal(self, error: SessionError) -> int | None:
+        """The seconds after which to try again, where that may help."""
+        retry_after = _RETRY_AFTER.get(type(error))
+        if isinstance(error, SettingsError):
+            self._say_broken(error)
+        elif retry_after is None:
+            log.error("a request was refused: %s", error, exc_info=error)
+        else:
+            log.warning("a request was refused: %s", error)
+        return retry_after
+
+
+def _varying_by_cookie(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers with `Cookie` among what the response varies by, and everything else kept."""
+    kept = []
+    vary = b""
+    for header in headers:
+        if header[0].lower() == b"vary":
+            vary = vary + b", " + header[1] if vary else header[1]
+        else:
+            kept.append(header)
+    names = {name.strip().lower() for name in vary.split(b",")}
+    if not names & {b"cookie", b"*"}:
+        vary = vary + b", Cookie" if vary else b"Cookie"
+    kept.append((b"vary", vary))
+    return kept
+
+
+class _Exchange:
+    """The application's side of one request: its `receive` and its `send`."""
+
+    __slots__ = ("_middleware", "_receive", "_send", "_visit", "failed", "started")
+
+    def __init__(
+        self, middleware: SessionMiddleware, visit: Visit, receive: Receive, send: Send
+    ) -> None:
+        self._middleware = middleware
+        self._visit = visit
+        self._receive = receive
+        self._send = send
+        self.started = False
+        self.failed = False
+
+    async def receive(self) -> Message:
+        if self.failed:
+            return {"type": "http.disconnect"}
+        return await self._receive()
+
+    async def send(self, message: Message) -> None:
+        if self.failed:
+            raise OSError("the response was replaced: its session could not be stored")
+        if message["type"] == "http.response.start" and not self.started:
+            self.started = True
+            visit = self._visit
+            try:
+                await visit.end()
+            except SessionError as error:
+                # Not raised into the application: a handler of its own might answer 200 to it.
+                self.failed = True
+                log.error("a request's session was not stored: %s", error, exc_info=error)
+                await _answer(self._send, 500, b"Internal Server Error\n")
+                return
+            visit.cookie_can_be_sent = False
+            message = self._middleware.with_cookie(message, visit)
+        await self._send(message)
+
+
+class _Replay:
+    """A `receive` that first gives what was received already."""
+
+    __slots__ = ("_came", "_receive")
+
+    def __init__(self, came: list[Message], receive: Receive) -> None:
+        self._came = came
+        self._receive = receive
+
+    async def __call__(self) -> Message:
+        if self._came:
+            return self._came.pop(0)
+        return await self._receive()
+
+
+async def _until_gone(receive: Receive, came: list[Message]) -> bool:
+    """Receive into `came`, until the client is gone (True) or enough was kept (False)."""
+    kept = 0
+    while kept <= _REPLAYED_BYTES:
+        message = await receive()
+        came.append(message)
+        if message["type"] == "http.disconnect":
+            return True
+        kept += len(message.get("body", b""))
+    return False
+
+
+async def _answer(send: Send, status: int, body: bytes, retry_after: int | None = None) -> None:
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+    ]
+    if retry_after is not None:
+        headers.append((b"retry-after", str(retry_after).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _holder(method: str, path: str) -> str:
+    """Who holds a lock, for those who wait for it; never the whole path, which may hold secrets."""
+    first = path.lstrip("/").partition("/")[0]
+    shown = first if not first or _SEGMENT.fullmatch(first) else "…"
+    return f"{method} /{shown} · {_HOST} · pid {os.getpid()}"
