@@ -367,7 +367,7 @@ class Session(dict[str, Any]):
         for key, value in dict(*args, **kwargs).items():
             self[key] = value
 
-    def __ior__(self, other: Any) -> Self:  # type: ignore[override,misc]
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override]
         self.update(other)
         return self
 
@@ -424,7 +424,7 @@ class Session(dict[str, Any]):
         """All segments after a delta, in the order of the session's keys."""
         segments = {**self._segments, **delta.set}
         if delta.removed or len(segments) != len(self._segments):
-            return {key: segments[key] for key in super().keys()}
+            return {key: segments[key] for key in dict.__iter__(self)}
         return segments
 
     def _committed(self, segments: dict[str, bytes]) -> None:

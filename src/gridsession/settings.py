@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 from gridsession.errors import SettingsError
 from gridsession.identity import SameSite, default_cookie_name
 
-
 _DAY = 86_400.0
 MAX_TIMEOUT = 3650 * _DAY  # seconds
 

@@ -34,8 +34,12 @@ class Bells:
         self._waiters: dict[bytes, _Waiter] = {}
         self._guard = threading.Lock()
 
-    def expect(self, token: bytes) -> None:
-        """From now on a ring for `token` is remembered until `wait` or `forget`."""
+    def listen(self, token: bytes, waiting: bool) -> None:
+        """While `waiting`, a ring for `token` is remembered; else it is of no interest."""
+        if not waiting:
+            if self._waiters:
+                self.forget(token)
+            return
         loop = asyncio.get_running_loop()
         with self._guard:
             waiter = self._waiters.get(token)
@@ -67,10 +71,10 @@ class Bells:
             self.ring(token)
 
     async def wait(self, token: bytes, seconds: float) -> None:
-        """Return at the ring for `token`, at once if it rang already, or after `seconds`."""
+        """Return at a ring for `token`, at once if it rang already, or after `seconds`."""
         waiter = self._waiters.get(token)
         if waiter is None:
-            # Never expected here: all that is left is the poll that follows a lost bell.
+            # Nobody listened here: all that is left is the poll that follows a lost bell.
             await asyncio.sleep(seconds)
             return
         if not waiter.rung:

@@ -11,17 +11,13 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from gridsession.errors import GridUnavailable, SettingsError
+from gridsession.grids import operations
 from gridsession.grids.bells import Bells
 from gridsession.grids.contract import (
-    EXISTS,
-    GONE,
-    LOCK_LOST,
-    MISSING,
-    REMOVED,
     Busy,
     Change,
     Claim,
@@ -44,7 +40,6 @@ from gridsession.grids.record import Now, Record
 
 log = logging.getLogger("gridsession")
 _SERVERS = ("uvicorn", "gunicorn", "hypercorn", "granian", "fastapi")
-_Outcome = TypeVar("_Outcome")
 
 
 class MemoryGrid:
@@ -57,10 +52,7 @@ class MemoryGrid:
     where = "memory:// (this process only)"
 
     def __init__(self, clock: Clock | None = None) -> None:
-        self._clock = clock or SystemClock()
-        self._records: dict[bytes, Record] = {}
-        self._payloads: dict[bytes, bytes] = {}
-        self._deadlines: list[tuple[float, bytes]] = []  # a heap
+        self._table = _DictTable(clock or SystemClock())
         self._guard = threading.RLock()  # several event loops of one process may use one grid
         self._bells = Bells()
         self._pid = os.getpid()
@@ -93,45 +85,25 @@ class MemoryGrid:
     async def create(
         self, key: bytes, new: NewRecord, claim: Claim | None = None
     ) -> Committed | Exists:
-        with self._guard:
-            now = self._now()
-            there = self._records.get(key)
-            if there is not None:
-                if (again := there.created_by(new.commit_token)) is not None:
-                    return again
-                if there.is_live(now):
-                    return EXISTS
-                self._drop(key, there)
-            record = self._records[key] = Record.new(new, now, claim)
-            self._payloads[key] = new.payload
-            self._index(key, record)
-            return Committed(record.version, record.deadline)
+        with self._transaction() as table:
+            return operations.create(table, key, new, claim)
 
     async def acquire(
         self, key: bytes, secret: bytes, claim: Claim
     ) -> Granted | Busy | QueueFull | Replaced | Missing:
-        with self._guard:
-            record = self._records.get(key)
-            outcome = (
-                MISSING if record is None else record.acquire(self._now(), secret, claim, b"")
-            )
-            if type(outcome) is Granted:
-                outcome.snapshot.payload = self._payloads[key]
-            return self._done(record, outcome, claim)
+        with self._transaction() as table:
+            outcome = operations.acquire(table, key, secret, claim)
+            self._bells.listen(claim.token, type(outcome) is Busy)
+        return outcome
 
     async def read(
         self, key: bytes, secret: bytes, watch: Claim | None = None, seen: bytes | None = None
     ) -> Found | Busy | QueueFull | Replaced | Missing:
-        with self._guard:
-            record = self._records.get(key)
-            outcome = (
-                MISSING
-                if record is None
-                else record.read(self._now(), secret, watch, seen, b"")
-            )
-            if type(outcome) is Found:
-                outcome.snapshot.payload = self._payloads[key]
-            return self._done(record, outcome, watch)
+        with self._transaction() as table:
+            outcome = operations.read(table, key, secret, watch, seen)
+            if watch is not None:
+                self._bells.listen(watch.token, type(outcome) is Busy)
+        return outcome
 
     async def wait(self, key: bytes, token: bytes, seconds: float) -> None:
         await self._bells.wait(token, seconds)
@@ -139,98 +111,92 @@ class MemoryGrid:
     async def commit(
         self, key: bytes, token: bytes, change: Change, *, release: bool
     ) -> Committed | LockLost | Gone:
-        with self._guard:
-            record = self._records.get(key)
-            if record is None:
-                return GONE
-            before = record.counter
-            outcome = record.commit(self._now(), token, change, release)
-            if record.counter != before and change.payload is not None:
-                self._payloads[key] = change.payload
-            if record.deadline < record.indexed:
-                self._index(key, record)
-            return self._done(record, outcome)
+        with self._transaction() as table:
+            return operations.commit(table, key, token, change, release)
 
     async def renew(self, leases: Sequence[tuple[bytes, bytes]], lease: float) -> list[bool]:
-        with self._guard:
-            now = self._now()
-            found = [(self._records.get(key), token) for key, token in leases]
-            return [r is not None and r.renew(now, token, lease) for r, token in found]
+        with self._transaction() as table:
+            return operations.renew(table, leases, lease)
 
     async def release(self, key: bytes, token: bytes) -> Released | LockLost | Gone:
-        with self._guard:
-            self._bells.forget(token)
-            record = self._records.get(key)
-            if record is None:
-                return GONE
-            return self._done(record, record.release(self._now(), token))
+        self._bells.forget(token)
+        with self._transaction() as table:
+            return operations.release(table, key, token)
 
     async def touch(self, key: bytes) -> bool:
-        with self._guard:
-            record, now = self._records.get(key), self._now()
-            if record is None or not record.is_live(now):
-                return False
-            record.touch(now)
-            return True
+        with self._transaction() as table:
+            return operations.touch(table, key)
 
     async def remove(self, key: bytes, token: bytes | None = None) -> Removed | LockLost | Gone:
-        with self._guard:
-            record = self._records.get(key)
-            if record is None or not record.is_live(self._now()):
-                return GONE
-            if token is not None and record.lock_token != token:
-                return LOCK_LOST
-            self._drop(key, record)
-            return REMOVED
+        with self._transaction() as table:
+            return operations.remove(table, key, token)
 
     async def sweep(self, limit: int) -> int:
-        with self._guard:
-            now = self._now()
-            looked_at = 0
-            while looked_at < limit and self._deadlines and self._deadlines[0][0] <= now.wall:
-                looked_at += 1
-                _, key = heapq.heappop(self._deadlines)
-                record = self._records.get(key)
-                if record is None:
-                    continue
-                if record.is_live(now):
-                    self._index(key, record, record.due(now))
-                else:
-                    self._drop(key, record)
-            return looked_at
+        with self._transaction() as table:
+            return operations.sweep(table, limit)
 
-    # -- parts ----------------------------------------------------------------------------
-
-    def _now(self) -> Now:
+    @contextmanager
+    def _transaction(self) -> Iterator[operations.Table]:
         if os.getpid() != self._pid:
             raise GridUnavailable(
                 "memory:// was opened in one process and used in another, forked from it; each "
                 "would keep sessions of its own. Use embedded: to share them between workers."
             )
-        return Now(self._clock.wall(), self._clock.steady(), self._clock.boot_id)
+        table = self._table
+        with self._guard:
+            table.tell_time()
+            yield table
+            rung, table.rung = table.rung, []
+        for _, token in rung:
+            self._bells.ring(token)
 
-    def _index(self, key: bytes, record: Record, due: float | None = None) -> None:
-        """Note when to look at a record: a hint, which the sweeper corrects by asking it."""
-        record.indexed = record.deadline if due is None else due
-        heapq.heappush(self._deadlines, (record.indexed, key))
 
-    def _drop(self, key: bytes, record: Record) -> None:
+class _DictTable:
+    """A table of records that are changed where they stand."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._records: dict[bytes, Record] = {}
+        self._payloads: dict[bytes, bytes] = {}
+        self._deadlines: list[tuple[float, bytes]] = []  # a heap
+        self.rung: list[tuple[bytes, bytes]] = []
+        self.tell_time()
+
+    def tell_time(self) -> None:
+        clock = self._clock
+        self.now = Now(clock.wall(), clock.steady(), clock.boot_id)
+
+    def load(self, key: bytes) -> Record | None:
+        return self._records.get(key)
+
+    def save(self, key: bytes, record: Record) -> None:
+        self._records[key] = record
+
+    def payload(self, key: bytes) -> bytes:
+        return self._payloads[key]
+
+    def save_payload(self, key: bytes, payload: bytes) -> None:
+        self._payloads[key] = payload
+
+    def delete(self, key: bytes, record: Record) -> None:
         del self._records[key], self._payloads[key]
-        record.end()
-        self._done(record, None)
 
-    def _done(self, record: Record | None, outcome: _Outcome, claim: Claim | None = None) -> _Outcome:
-        """Ring whom the record wants rung; expect a bell exactly while the caller waits."""
-        if claim is not None:
-            if type(outcome) is Busy:
-                self._bells.expect(claim.token)
-            else:
-                self._bells.forget(claim.token)
-        if record is not None and record.rung:
-            for _, token in record.rung:
-                self._bells.ring(token)
-            record.rung = None
-        return outcome
+    def index(self, key: bytes, record: Record, due: float) -> None:
+        # The old entry stays in the heap until it is due, and is known by its time to be old.
+        record.indexed = due
+        heapq.heappush(self._deadlines, (due, key))
+
+    def due(self, wall: float, limit: int) -> list[tuple[float, bytes]]:
+        due: list[tuple[float, bytes]] = []
+        while len(due) < limit and self._deadlines and self._deadlines[0][0] <= wall:
+            due.append(heapq.heappop(self._deadlines))
+        return due
+
+    def forget(self, due: float, key: bytes) -> None:
+        pass  # `due` took it from the heap
+
+    def bell(self) -> bytes:
+        return b""  # everybody is in this process and is found by token
 
 
 def server_workers(argv: Sequence[str], environ: Mapping[str, str]) -> int | None:

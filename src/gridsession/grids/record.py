@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gridsession.grids.contract import (
+    GONE,
     HAND_OFF_SECONDS,
     LOCK_LOST,
     MAX_REPLACED,
@@ -28,7 +29,6 @@ from gridsession.grids.contract import (
     Committed,
     Found,
     Gone,
-    GONE,
     Granted,
     LockLost,
     Missing,
@@ -124,6 +124,10 @@ class Record:
         self.lock_token = None
         self.tickets = []
         self.replaced = []
+
+    def is_contended(self, token: bytes) -> bool:
+        """Somebody else holds the lock or waits: this token may have to wait."""
+        return (self.lock_token is not None and self.lock_token != token) or bool(self.tickets)
 
     def is_live(self, now: Now) -> bool:
         """No session expires while its lock lives."""

@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from gridsession.errors import GridUnavailable, SettingsError
 from gridsession.grids import make_grid
 from gridsession.grids.contract import Grid
 from gridsession.provider.log import log
@@ -33,7 +32,9 @@ class SessionProvider:
         SettingsError: the connection string names no grid that is there.
     """
 
-    def __init__(self, settings: SessionSettings | None = None, *, grid: Grid | None = None) -> None:
+    def __init__(
+        self, settings: SessionSettings | None = None, *, grid: Grid | None = None
+    ) -> None:
         self.settings = settings = settings or SessionSettings()
         self._owns_grid = grid is None
         self.grid: Grid = grid or make_grid(

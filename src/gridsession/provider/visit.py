@@ -24,7 +24,6 @@ from gridsession.errors import (
     SessionQueueFull,
     SessionReadOnly,
     SessionReplaced,
-    SessionTooLarge,
 )
 from gridsession.grids.contract import (
     Busy,
@@ -46,7 +45,6 @@ from gridsession.grids.contract import (
 from gridsession.identity import (
     ID_BYTES,
     SECRET_BYTES,
-    Identity,
     name_of,
     new_id,
     parse_id,

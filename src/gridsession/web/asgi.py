@@ -205,7 +205,7 @@ class SessionMiddleware:
             await asyncio.wait((turn, gone))
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A snapshot at connect; no lock while the socket lives (`session.exclusive()` takes it)."""
+        """A snapshot at connect; no lock while the socket lives, but in `session.exclusive()`."""
         try:
             visit = await self._visit(scope, lock=False)
             visit.cookie_can_be_sent = False

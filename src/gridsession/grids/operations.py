@@ -1,0 +1,198 @@
+"""The contract's calls, carried out on a table of records within one transaction.
+
+Shared by the grids that run in this process: they differ in where the table lies and in what makes
+a transaction, not in what happens in it. Nothing here awaits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from gridsession.grids.contract import (
+    EXISTS,
+    GONE,
+    LOCK_LOST,
+    MISSING,
+    REMOVED,
+    Busy,
+    Change,
+    Claim,
+    Committed,
+    Exists,
+    Found,
+    Gone,
+    Granted,
+    LockLost,
+    Missing,
+    NewRecord,
+    QueueFull,
+    Released,
+    Removed,
+    Replaced,
+)
+from gridsession.grids.record import Now, Record
+
+
+class Table(Protocol):
+    """Records and payloads by key, and an index of deadlines; open for one transaction.
+
+    Whatever is changed is kept whole or not at all, by whoever opened the transaction. `rung`
+    gathers the bells, (address, token), to be rung once it is kept.
+    """
+
+    now: Now
+    rung: list[tuple[bytes, bytes]]
+
+    def load(self, key: bytes) -> Record | None: ...
+    def save(self, key: bytes, record: Record) -> None: ...
+    def payload(self, key: bytes) -> bytes: ...
+    def save_payload(self, key: bytes, payload: bytes) -> None: ...
+    def delete(self, key: bytes, record: Record) -> None:
+        """Record, payload and the index's entry for `record.indexed`."""
+        ...
+
+    def index(self, key: bytes, record: Record, due: float) -> None:
+        """Move the index's entry for this record to `due`; sets `record.indexed`."""
+        ...
+
+    def due(self, wall: float, limit: int) -> Iterable[tuple[float, bytes]]:
+        """Up to `limit` entries of the index that are due, the earliest first; not removed."""
+        ...
+
+    def forget(self, due: float, key: bytes) -> None:
+        """Remove an entry of the index whose record is gone."""
+        ...
+
+    def bell(self) -> bytes:
+        """The address at which the caller can be rung."""
+        ...
+
+
+def create(table: Table, key: bytes, new: NewRecord, claim: Claim | None) -> Committed | Exists:
+    there = table.load(key)
+    if there is not None:
+        if (again := there.created_by(new.commit_token)) is not None:
+            return again
+        if there.is_live(table.now):
+            return EXISTS
+        _remove(table, key, there)
+    record = Record.new(new, table.now, claim)
+    table.index(key, record, record.deadline)
+    table.save_payload(key, new.payload)
+    table.save(key, record)
+    return Committed(record.version, record.deadline)
+
+
+def acquire(
+    table: Table, key: bytes, secret: bytes, claim: Claim
+) -> Granted | Busy | QueueFull | Replaced | Missing:
+    record = table.load(key)
+    if record is None:
+        return MISSING
+    bell = table.bell() if record.is_contended(claim.token) else b""
+    outcome = record.acquire(table.now, secret, claim, bell)
+    if type(outcome) is Granted:
+        outcome.snapshot.payload = table.payload(key)
+    _keep(table, key, record)
+    return outcome
+
+
+def read(
+    table: Table, key: bytes, secret: bytes, watch: Claim | None, seen: bytes | None
+) -> Found | Busy | QueueFull | Replaced | Missing:
+    record = table.load(key)
+    if record is None:
+        return MISSING
+    bell = table.bell() if watch is not None and record.is_contended(watch.token) else b""
+    outcome = record.read(table.now, secret, watch, seen, bell)
+    if type(outcome) is Found:
+        outcome.snapshot.payload = table.payload(key)
+    _keep(table, key, record)
+    return outcome
+
+
+def commit(
+    table: Table, key: bytes, token: bytes, change: Change, release: bool
+) -> Committed | LockLost | Gone:
+    record = table.load(key)
+    if record is None:
+        return GONE
+    before = record.counter
+    outcome = record.commit(table.now, token, change, release)
+    if record.counter != before:
+        if change.payload is not None:
+            table.save_payload(key, change.payload)
+        if record.deadline < record.indexed:
+            table.index(key, record, record.deadline)
+    _keep(table, key, record)
+    return outcome
+
+
+def renew(table: Table, leases: Sequence[tuple[bytes, bytes]], lease: float) -> list[bool]:
+    answers = []
+    for key, token in leases:
+        record = table.load(key)
+        answers.append(record is not None and record.renew(table.now, token, lease))
+        if record is not None:
+            _keep(table, key, record)
+    return answers
+
+
+def release(table: Table, key: bytes, token: bytes) -> Released | LockLost | Gone:
+    record = table.load(key)
+    if record is None:
+        return GONE
+    outcome = record.release(table.now, token)
+    _keep(table, key, record)
+    return outcome
+
+
+def touch(table: Table, key: bytes) -> bool:
+    record = table.load(key)
+    if record is None or not record.is_live(table.now):
+        return False
+    record.touch(table.now)
+    _keep(table, key, record)
+    return True
+
+
+def remove(table: Table, key: bytes, token: bytes | None) -> Removed | LockLost | Gone:
+    record = table.load(key)
+    if record is None or not record.is_live(table.now):
+        return GONE
+    if token is not None and record.lock_token != token:
+        return LOCK_LOST
+    _remove(table, key, record)
+    return REMOVED
+
+
+def sweep(table: Table, limit: int) -> int:
+    looked_at = 0
+    for due, key in table.due(table.now.wall, limit):
+        looked_at += 1
+        record = table.load(key)
+        if record is None or record.indexed != due:
+            table.forget(due, key)
+        elif record.is_live(table.now):
+            table.index(key, record, record.due(table.now))
+            table.save(key, record)
+        else:
+            _remove(table, key, record)
+    return looked_at
+
+
+def _remove(table: Table, key: bytes, record: Record) -> None:
+    record.end()
+    table.delete(key, record)
+    if record.rung:
+        table.rung += record.rung
+
+
+def _keep(table: Table, key: bytes, record: Record) -> None:
+    if record.dirty:
+        table.save(key, record)
+        if record.rung:
+            table.rung += record.rung
+            record.rung = None
+        record.dirty = False
