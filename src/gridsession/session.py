@@ -300,7 +300,7 @@ class Session(dict[str, Any]):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
-    __hash__ = None  # type: ignore[assignment]  # as every dict
+    __hash__ = None  # as every dict
 
     def __or__(self, other: Any) -> Any:
         return self.copy() | (other.copy() if isinstance(other, Session) else other)

@@ -1,0 +1,100 @@
+"""How records lie in the file: keys, and a record's fields as one msgpack array. Layout 1.
+
+    "r" namespace[8] key[32] "h"   the record          namespace: first 8 bytes of its SHA-256
+    "r" namespace[8] key[32] "p"   its payload, beside it in the tree
+    "d" due[8] namespace[8] key[32]  the index of deadlines: a big-endian double, so that the
+                                     order of the bytes is the order of time
+
+A record begins with the number of its layout. A newer one is `GridUnavailable`: a newer release
+wrote it, and this one must neither read it by guess nor take it for missing.
+"""
+
+from __future__ import annotations
+
+import struct
+from hashlib import sha256
+
+import ormsgpack
+
+from gridsession.errors import GridUnavailable
+from gridsession.grids.record import Record, ReplacedSecret, Ticket
+
+LAYOUT = 1
+RECORD, INDEX = b"r", b"d"
+_HEAD, _PAYLOAD = b"h", b"p"
+_DUE = struct.Struct(">d")
+_DUE_AT = len(INDEX)
+
+
+def prefix_of(namespace: str) -> bytes:
+    """What sets the keys of one application apart."""
+    return sha256(namespace.encode()).digest()[:8]
+
+
+def head_key(key: bytes) -> bytes:
+    return RECORD + key + _HEAD
+
+
+def payload_key(key: bytes) -> bytes:
+    return RECORD + key + _PAYLOAD
+
+
+def index_key(due: float, key: bytes) -> bytes:
+    return INDEX + _DUE.pack(due) + key
+
+
+def parse_index_key(raw: bytes) -> tuple[float, bytes]:
+    """When, and which record."""
+    (due,) = _DUE.unpack_from(raw, _DUE_AT)
+    return due, raw[_DUE_AT + _DUE.size :]
+
+
+def pack(record: Record) -> bytes:
+    r = record
+    return ormsgpack.packb(
+        (
+            LAYOUT,
+            r.boot_id,
+            r.counter,
+            r.version_token,
+            r.created,
+            r.timeout,
+            r.absolute_deadline,
+            r.deadline,
+            r.indexed,
+            r.secret,
+            r.user,
+            r.lock_token,
+            r.lock_holder,
+            r.lock_since,
+            r.lock_until,
+            [tuple(ticket) for ticket in r.tickets] if r.tickets else (),
+            r.commits,
+            [tuple(old) for old in r.replaced] if r.replaced else (),
+        )
+    )
+
+
+def unpack(raw: bytes) -> Record:
+    """The record, as `pack` was given it.
+
+    Raises:
+        GridUnavailable: a newer release wrote it, or it is damaged.
+    """
+    try:
+        layout, *row = ormsgpack.unpackb(raw)
+        if layout == LAYOUT:
+            record = Record(*row)
+            if record.tickets:
+                record.tickets = [Ticket(*ticket) for ticket in record.tickets]
+            if record.replaced:
+                record.replaced = [ReplacedSecret(*old) for old in record.replaced]
+            return record
+    except (ValueError, TypeError) as error:
+        raise GridUnavailable(
+            "a record in the embedded grid is damaged; it was left alone"
+        ) from error
+    raise GridUnavailable(
+        f"a record in the embedded grid has layout {layout}, and this release reads {LAYOUT}: "
+        "another release of gridsession wrote it; it was left alone"
+    )

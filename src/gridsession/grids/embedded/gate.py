@@ -1,0 +1,108 @@
+"""The gate before write transactions: one at a time, over all threads and processes.
+
+LMDB has a mutex of its own, without a time-out: a process stopped inside a transaction would
+freeze the event loop of every neighbour for as long as it is stopped. So nobody begins a
+transaction before it holds this gate, and nobody waits at the gate without its event loop going
+on. Two locks, since `flock` excludes no threads of one process: a thread lock, then a `flock` on a
+descriptor that this very process opened (a forked child's unlock of an inherited one would free
+its parent's).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import mmap
+import os
+import struct
+import threading
+import time
+from pathlib import Path
+
+from gridsession.errors import GridUnavailable
+
+_SPINS = 20  # tries before yielding; a transaction takes less time than a turn of the loop
+_PAUSES = (0.0001, 0.002)  # seconds between tries after that, first and longest
+_PID = struct.Struct("<q")
+_SIZE = 4096
+
+
+class Gate:
+    """The gate of one store, in one process.
+
+    Args:
+        path: its file, made if absent; the pid of whoever is inside stands in it.
+        timeout: seconds to try for, before giving up.
+    """
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        self._timeout = timeout
+        self._threads = threading.Lock()
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if os.fstat(self._fd).st_size < _SIZE:
+                os.write(self._fd, bytes(_SIZE))  # real blocks: a full disk is found out here
+            self._pid = mmap.mmap(self._fd, _SIZE)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def try_enter(self) -> bool:
+        """Enter if nobody is inside."""
+        if not self._threads.acquire(blocking=False):
+            return False
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._threads.release()
+            return False
+        _PID.pack_into(self._pid, 0, os.getpid())
+        return True
+
+    async def enter(self) -> None:
+        """Enter when it is free, with the event loop running meanwhile.
+
+        Raises:
+            GridUnavailable: it was not free for the whole time-out; says whose pid is inside.
+        """
+        for _ in range(_SPINS):
+            if self.try_enter():
+                return
+        end = time.monotonic() + self._timeout
+        pause, longest = _PAUSES
+        await asyncio.sleep(0)
+        while not self.try_enter():
+            if time.monotonic() > end:
+                raise self._too_long()
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, longest)
+
+    def enter_blocking(self) -> None:
+        """The same for a thread of its own."""
+        end = time.monotonic() + self._timeout
+        pause, longest = _PAUSES
+        while not self.try_enter():
+            if time.monotonic() > end:
+                raise self._too_long()
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
+
+    def leave(self) -> None:
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        self._threads.release()
+
+    def close(self) -> None:
+        self._pid.close()
+        os.close(self._fd)
+
+    @property
+    def threads(self) -> threading.Lock:
+        """Held by whichever thread of this process is inside; taken around a fork."""
+        return self._threads
+
+    def _too_long(self) -> GridUnavailable:
+        (pid,) = _PID.unpack_from(self._pid, 0)
+        return GridUnavailable(
+            f"the embedded grid was busy for {self._timeout:g} s: process {pid} is inside a "
+            "transaction and does not come out (stopped, or starved of CPU)"
+        )

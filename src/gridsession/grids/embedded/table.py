@@ -1,0 +1,84 @@
+"""The records of an LMDB file, as `operations.Table` wants them."""
+
+from __future__ import annotations
+
+import lmdb
+
+from gridsession.grids.embedded import codec
+from gridsession.grids.embedded.mailbox import SocketBells
+from gridsession.grids.record import Now, Record
+
+
+# LMDB's types allow for `buffers=True`, with which it hands out memoryviews; we get bytes.
+class LmdbTable:
+    """One transaction's view.
+
+    Args:
+        transaction: LMDB's; whoever opened it commits or aborts it.
+        now: the time of all that happens in it.
+        bells: where the caller can be rung.
+
+    Attributes:
+        address: the caller's bell, where it had to be made beforehand.
+        grew: a payload was stored, so that the file may have become too full.
+    """
+
+    __slots__ = ("_bells", "_txn", "address", "grew", "now", "rung")
+
+    def __init__(self, transaction: lmdb.Transaction, now: Now, bells: SocketBells) -> None:
+        self._txn = transaction
+        self._bells = bells
+        self.address: bytes | None = None
+        self.now = now
+        self.rung: list[tuple[bytes, bytes]] = []
+        self.grew = False
+
+    def load(self, key: bytes) -> Record | None:
+        raw: bytes | None = self._txn.get(codec.head_key(key))  # type: ignore[assignment]
+        if raw is None:
+            return None
+        record = codec.unpack(raw)
+        if record.boot_id != self.now.boot_id:
+            record.enter_boot(self.now.boot_id)
+        return record
+
+    def save(self, key: bytes, record: Record) -> None:
+        self._txn.put(codec.head_key(key), codec.pack(record))
+
+    def payload(self, key: bytes) -> bytes:
+        payload: bytes = self._txn.get(codec.payload_key(key), b"")  # type: ignore[assignment]
+        return payload
+
+    def save_payload(self, key: bytes, payload: bytes) -> None:
+        self._txn.put(codec.payload_key(key), payload)
+        self.grew = True
+
+    def delete(self, key: bytes, record: Record) -> None:
+        self._txn.delete(codec.head_key(key))
+        self._txn.delete(codec.payload_key(key))
+        self._txn.delete(codec.index_key(record.indexed, key))
+
+    def index(self, key: bytes, record: Record, due: float) -> None:
+        self._txn.delete(codec.index_key(record.indexed, key))
+        record.indexed = due
+        self._txn.put(codec.index_key(due, key), b"")
+
+    def due(self, wall: float, limit: int) -> list[tuple[float, bytes]]:
+        due: list[tuple[float, bytes]] = []
+        with self._txn.cursor() as cursor:
+            if cursor.set_range(codec.INDEX):
+                raw: bytes
+                for raw in cursor.iternext(keys=True, values=False):  # type: ignore[assignment]
+                    if len(due) == limit or not raw.startswith(codec.INDEX):
+                        break
+                    at, key = codec.parse_index_key(raw)
+                    if at > wall:
+                        break
+                    due.append((at, key))
+        return due
+
+    def forget(self, due: float, key: bytes) -> None:
+        self._txn.delete(codec.index_key(due, key))
+
+    def bell(self) -> bytes:
+        return self._bells.address() if self.address is None else self.address
