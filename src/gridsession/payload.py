@@ -64,7 +64,7 @@ from gridsession.valuetypes.packing import (
     too_deep,
 )
 from gridsession.valuetypes.refusals import encode_slowly, failure, shown
-from gridsession.valuetypes.registry import BY_CLASS, BY_NAME, register_type
+from gridsession.valuetypes.registry import BY_CLASS, BY_NAME, MAX_NAME_LENGTH, register_type
 
 __all__ = ["MAX_NESTING", "decode", "encode", "is_immutable", "join", "register_type", "split"]
 
@@ -82,7 +82,7 @@ def _take_raised() -> BaseException | None:
     return error
 
 
-# -- a session and its segments ------------------------------------------------------------------
+# -- a session and its segments --------------------------------------------------------------------
 
 
 def split(payload: bytes) -> dict[str, bytes]:
@@ -192,7 +192,7 @@ def _trouble(error: BaseException) -> str:
     return "it is not msgpack of this format"
 
 
-# -- one value -----------------------------------------------------------------------------------
+# -- one value -------------------------------------------------------------------------------------
 
 
 def encode(key: str, value: object) -> bytes:
@@ -225,7 +225,7 @@ def decode(segment: bytes) -> Any:
 
 def _may_hold_bin(packed: bytes) -> bool:
     """A bytearray is packed as bin, which starts with one of these; few values hold any."""
-    return b"\xc4" in packed or b"\xc5" in packed or b"\xc6" in packed
+    return 0xC4 in packed or 0xC5 in packed or 0xC6 in packed
 
 
 def _holds_disguised(value: object) -> bool:
@@ -324,10 +324,11 @@ _hook = _unpacker(0, _unpacker(1, _unpacker(2, None)))
 
 def _restored(name: str, stored: Any) -> Any:
     registration = BY_NAME.get(name)
+    title = shown(name, MAX_NAME_LENGTH)
     if registration is None:
         raise SessionFormatError(
-            f"a stored value is of type {shown(name)}, which is not registered in this process; "
-            f"call gridsession.register_type(…, name={shown(name)}) before sessions are read"
+            f"a stored value is of type {title}, which is not registered in this process; "
+            f"call gridsession.register_type(…, name={title}) before sessions are read"
         )
     try:
         value = registration.decode(stored)
@@ -337,4 +338,4 @@ def _restored(name: str, stored: Any) -> Any:
         if type(value) is registration.cls:
             return value
         reason = f"returned an object of type {type(value).__qualname__}"
-    raise SessionFormatError(f"decode of registered type {shown(name)} {reason}")
+    raise SessionFormatError(f"decode of registered type {title} {reason}")

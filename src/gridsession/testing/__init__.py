@@ -1,0 +1,14 @@
+"""For tests of grids, and of applications that use sessions. pytest itself is not imported."""
+
+from __future__ import annotations
+
+import sys
+
+if "pytest" in sys.modules:  # its asserts then show both sides, as those of a test module do
+    for _part in ("bells", "cancellation", "expiry", "faults", "hooks", "locks", "records"):
+        sys.modules["pytest"].register_assert_rewrite(f"{__name__}.contract_{_part}")
+
+from gridsession.testing.clock import ManualClock
+from gridsession.testing.contract import GridContract
+
+__all__ = ["GridContract", "ManualClock"]

@@ -16,6 +16,7 @@ from gridsession.grids.contract import (
     Claim,
     Committed,
     Found,
+    Gone,
     Granted,
     Grid,
     Missing,
@@ -225,3 +226,20 @@ async def rings(visitor: Visitor, claim: Claim) -> None:
     """The bell of this claim has been rung, or is just being: `wait` does not take its time."""
     async with asyncio.timeout(5.0):
         await visitor.wait(claim, 60.0)
+
+
+async def is_absent(visitor: Visitor, token: bytes) -> None:
+    """Every call but `create` says that there is no such record, and leaves it at that."""
+    grid, key = visitor.grid, visitor.key
+    expect(Missing, await visitor.read())
+    expect(Missing, await visitor.read(watch=a_claim()))
+    expect(Missing, await visitor.acquire(a_claim()))
+    for release in (False, True):
+        change = a_change(b"back from the dead")
+        expect(Gone, await grid.commit(key, token, change, release=release))
+    expect(Gone, await grid.release(key, token))
+    assert await grid.renew([(key, token)], 5.0) == [False]
+    assert await grid.touch(key) is False
+    expect(Gone, await grid.remove(key, token))
+    expect(Gone, await grid.remove(key))
+    expect(Missing, await visitor.read())

@@ -47,7 +47,7 @@ def is_immutable(value: object) -> bool:
     return type(value) in _IMMUTABLE
 
 
-# -- date and time -----------------------------------------------------------------------------
+# -- date and time ---------------------------------------------------------------------------------
 # The fixed parts are the states that the datetime module pickles, big-endian, one field after the
 # other; `replace` checks each field again, which the constructor from bytes does not.
 
@@ -141,7 +141,7 @@ def _encode_timedelta(value: timedelta) -> Ext:
     return Ext(TIMEDELTA, _TIMEDELTA.pack(value.days, value.seconds, value.microseconds))
 
 
-# -- the other built-in types --------------------------------------------------------------------
+# -- the other built-in types ----------------------------------------------------------------------
 
 
 def _encode_int(value: int) -> Ext:

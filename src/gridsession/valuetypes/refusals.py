@@ -37,6 +37,8 @@ from gridsession.valuetypes.packing import (
 )
 from gridsession.valuetypes.registry import BY_CLASS, Registration
 
+_SHOWN_CHARACTERS: Final = 40  # of a key, in errors
+
 # Where in a session's value one is: the level above, how to get here from there, by which key.
 _Path = tuple["_Path | None", str, Any]
 
@@ -179,18 +181,15 @@ def _rendered(path: _Path | None) -> str:
     return text if len(text) <= 400 else f"{text[:200]} … {text[-200:]}"
 
 
-_SHOWN_CHARACTERS: Final = 40
-
-
-def shown(key: object) -> str:
+def shown(key: object, characters: int = _SHOWN_CHARACTERS) -> str:
     """A key in double quotes, shortened, harmless in any log."""
     if not isinstance(key, str):
         return f"<{type(key).__qualname__} key>"
-    text = key if len(key) <= _SHOWN_CHARACTERS else f"{key[: _SHOWN_CHARACTERS - 1]}…"
+    text = key if len(key) <= characters else f"{key[: characters - 1]}…"
     return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
-# -- words for errors ----------------------------------------------------------------------------
+# -- words for errors ------------------------------------------------------------------------------
 
 
 def why_not(cls: type) -> str:
@@ -211,7 +210,7 @@ def why_not(cls: type) -> str:
         )
     else:
         codec = ", encode=…, decode=…"
-        # datetime before date, and bool never: the nearest base in the order of resolution.
+        # The nearest one: datetime before date.
         base = next((base for base in cls.__mro__[1:] if base in BUILT_IN), None)
         if base is not None:
             return (

@@ -13,6 +13,8 @@ from gridsession.valuetypes.builtin import BUILT_IN, DISGUISED
 
 T = TypeVar("T")
 
+MAX_NAME_LENGTH: Final = 100  # characters; it is stored with every object
+
 
 class Registration(NamedTuple):
     """How one class of an application is stored, under which name."""
@@ -59,13 +61,20 @@ def register_type(
     if encode is None and decode is None:
         encode, decode = _derived_codec(cls)
     if encode is None or decode is None:
-        raise TypeError(f"register_type({cls.__qualname__}, …) needs both encode= and decode=")
+        raise TypeError(f"register_type({cls.__qualname__}, …) needs encode= and decode=")
     if name is None:
         name = cls.__qualname__
         if "<" in name:
             raise ValueError(f"{name} is local to a function: give it a name that lasts, name=…")
-    if not isinstance(name, str) or not name or len(name) > 100 or not name.isprintable():
-        raise ValueError("the name of a registered type is 1 to 100 printable characters")
+    if (
+        not isinstance(name, str)
+        or not name
+        or len(name) > MAX_NAME_LENGTH
+        or not name.isprintable()
+    ):
+        raise ValueError(
+            f"the name of a registered type is 1 to {MAX_NAME_LENGTH} printable characters"
+        )
     with _registering:
         taken, earlier = BY_NAME.get(name), BY_CLASS.get(cls)
         if taken is not None and _address(taken.cls) != _address(cls):
@@ -92,7 +101,7 @@ def _derived_codec(cls: type) -> tuple[Callable[[Any], Any], Callable[[Any], Any
             f"give encode=lambda flags: flags.value, decode={title}"
         )
     if issubclass(cls, Enum):
-        return (lambda member: member.name), cls.__getitem__
+        return (lambda member: member.name), (lambda stored: cls[stored])
     if "__dataclass_fields__" not in cls.__dict__:
         raise TypeError(f"register_type({title}, …) needs encode= and decode=")
     if issubclass(cls, tuple(BUILT_IN)):

@@ -177,7 +177,7 @@ def read_boot_id() -> int:
     if kernel.exists():
         text = kernel.read_text(encoding="ascii")
     elif command.exists():
-        asked = [command, "-n", "kern.bootsessionuuid"]
+        asked = [str(command), "-n", "kern.bootsessionuuid"]
         text = subprocess.run(asked, check=True, capture_output=True, text=True).stdout
     else:
         raise SettingsError(
