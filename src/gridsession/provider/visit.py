@@ -258,6 +258,9 @@ class Visit:
         if session._phase is Phase.WRITABLE:
             session._phase = Phase.CLOSED
             session._forget_changes()
+        await self._release()
+
+    async def _release(self) -> None:
         if not self._holds:
             return
         assert self._identity is not None
@@ -294,7 +297,7 @@ class Visit:
         elif delta or session._has_new_terms:
             await self._commit(segments, delta, release=release)
         elif release:
-            await self.discard()
+            await self._release()
 
     async def _create(self, delta: Delta, *, release: bool) -> None:
         self.check_id_may_change()
