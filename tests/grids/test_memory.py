@@ -1,0 +1,284 @@
+"""The memory grid keeps the grid contract, by a clock that stands still and by the machine's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import warnings
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from gridsession.errors import GridUnavailable
+from gridsession.grids.contract import (
+    Busy,
+    Change,
+    Claim,
+    Committed,
+    Exists,
+    Found,
+    Gone,
+    Granted,
+    Grid,
+    LockLost,
+    Missing,
+    NewRecord,
+    QueueFull,
+    Released,
+    Removed,
+    Replaced,
+)
+from gridsession.grids.memory import MemoryGrid
+from gridsession.testing import GridContract, ManualClock
+
+# release(), and create() and commit() repeated, look at records that have expired and are not
+# swept yet. To be struck out with the repair.
+EXPIRED_ARE_SEEN = (
+    "test_promise_2_an_expired_record_is_absent_before_any_sweep",
+    "test_promise_2_release_does_not_revive_the_expired",
+    "test_promise_2_a_repeated_commit_does_not_revive_the_expired",
+    "test_create_repeated_after_expiry_creates_again",
+    "test_absolute_timeout_is_never_slid_over",
+)
+
+
+def fails_yet(suite: type[GridContract]) -> type[GridContract]:
+    for name in EXPIRED_ARE_SEEN:
+        mark = pytest.mark.xfail(reason="expired records are seen", strict=True)
+
+        def test(self: GridContract, *, name: str = name) -> None:
+            getattr(GridContract, name)(self)
+
+        setattr(suite, name, mark(test))
+    return suite
+
+
+@fails_yet
+class TestMemory(GridContract):
+    @contextlib.asynccontextmanager
+    async def open_grid(self) -> AsyncIterator[Grid]:
+        self.clock = ManualClock()
+        grid = MemoryGrid(self.clock)
+        await grid.open()
+        yield grid
+        await grid.close()
+
+    async def advance(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+
+@fails_yet
+class TestMemoryInRealTime(GridContract):
+    """The suite needs no clock that can be set."""
+
+    patience = 2.5
+
+    @contextlib.asynccontextmanager
+    async def open_grid(self) -> AsyncIterator[Grid]:
+        grid = MemoryGrid()
+        await grid.open()
+        yield grid
+        await grid.close()
+
+
+class Distant(MemoryGrid):
+    """A memory grid that yields before and after each call, as one behind a network does.
+
+    So that the tests of cancellation, which find nothing to cancel in memory, are shown to work.
+    """
+
+    async def create(
+        self, key: bytes, new: NewRecord, claim: Claim | None = None
+    ) -> Committed | Exists:
+        await asyncio.sleep(0)
+        outcome = await super().create(key, new, claim)
+        await asyncio.sleep(0)
+        return outcome
+
+    async def acquire(
+        self, key: bytes, secret: bytes, claim: Claim
+    ) -> Granted | Busy | QueueFull | Replaced | Missing:
+        await asyncio.sleep(0)
+        outcome = await super().acquire(key, secret, claim)
+        await asyncio.sleep(0)
+        return outcome
+
+    async def read(
+        self, key: bytes, secret: bytes, watch: Claim | None = None, seen: bytes | None = None
+    ) -> Found | Busy | QueueFull | Replaced | Missing:
+        await asyncio.sleep(0)
+        outcome = await super().read(key, secret, watch, seen)
+        await asyncio.sleep(0)
+        return outcome
+
+    async def commit(
+        self, key: bytes, token: bytes, change: Change, *, release: bool
+    ) -> Committed | LockLost | Gone:
+        await asyncio.sleep(0)
+        outcome = await super().commit(key, token, change, release=release)
+        await asyncio.sleep(0)
+        return outcome
+
+    async def renew(self, leases: Sequence[tuple[bytes, bytes]], lease: float) -> list[bool]:
+        await asyncio.sleep(0)
+        answers = await super().renew(leases, lease)
+        await asyncio.sleep(0)
+        return answers
+
+    async def release(self, key: bytes, token: bytes) -> Released | LockLost | Gone:
+        await asyncio.sleep(0)
+        outcome = await super().release(key, token)
+        await asyncio.sleep(0)
+        return outcome
+
+    async def touch(self, key: bytes) -> bool:
+        await asyncio.sleep(0)
+        answer = await super().touch(key)
+        await asyncio.sleep(0)
+        return answer
+
+    async def remove(self, key: bytes, token: bytes | None = None) -> Removed | LockLost | Gone:
+        await asyncio.sleep(0)
+        outcome = await super().remove(key, token)
+        await asyncio.sleep(0)
+        return outcome
+
+    async def sweep(self, limit: int) -> int:
+        await asyncio.sleep(0)
+        answer = await super().sweep(limit)
+        await asyncio.sleep(0)
+        return answer
+
+
+@fails_yet
+class TestDistantMemory(GridContract):
+    @contextlib.asynccontextmanager
+    async def open_grid(self) -> AsyncIterator[Grid]:
+        self.clock = ManualClock()
+        yield Distant(self.clock)
+
+    async def advance(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+
+class ByHalves(Distant):
+    """Commits in two steps, with an await between them: what promise 7 forbids."""
+
+    async def commit(
+        self, key: bytes, token: bytes, change: Change, *, release: bool
+    ) -> Committed | LockLost | Gone:
+        first = Change(change.commit_token, change.payload, 1000.0, None)
+        await super().commit(key, token, first, release=False)
+        return await super().commit(key, token, change, release=release)
+
+
+class SwallowsCancellation(Distant):
+    async def touch(self, key: bytes) -> bool:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        return await super().touch(key)
+
+
+@pytest.mark.parametrize(
+    ("broken", "test"),
+    [
+        (ByHalves, "test_promise_7_commit_cancelled"),
+        (SwallowsCancellation, "test_promise_7_renew_and_touch_cancelled"),
+    ],
+)
+def test_the_suite_finds_what_breaks_when_cancelled(broken: type[Distant], test: str) -> None:
+    class Suite(TestDistantMemory):
+        @contextlib.asynccontextmanager
+        async def open_grid(self) -> AsyncIterator[Grid]:
+            yield broken(ManualClock())
+
+    with pytest.raises(AssertionError):
+        getattr(Suite(), test)()
+
+
+# -- what is special to memory ------------------------------------------------------------------
+
+KEY, SECRET, TOKEN = b"k" * 32, b"s" * 32, b"t" * 16
+
+
+def _new(timeout: float) -> NewRecord:
+    return NewRecord(1, SECRET, b"payload", timeout, None, None)
+
+
+def _claim(token: bytes) -> Claim:
+    return Claim(token, "GET /", 0.5, 50)
+
+
+def test_where_says_that_nobody_else_sees_it() -> None:
+    assert MemoryGrid.where == "memory:// (this process only)"
+
+
+def test_ended_records_leave_nothing_in_memory() -> None:
+    clock = ManualClock()
+
+    async def scenario() -> MemoryGrid:
+        grid = MemoryGrid(clock)
+        for number in range(20):
+            key = bytes([number]) * 32
+            await grid.create(key, _new(timeout=10.0), _claim(TOKEN))
+            assert type(await grid.acquire(key, SECRET, _claim(key[:16]))) is Busy
+            if number % 2:
+                await grid.remove(key)
+                assert type(await grid.acquire(key, SECRET, _claim(key[:16]))) is Missing
+            else:
+                await grid.release(key, key[:16])
+        clock.advance(11.0)
+        while await grid.sweep(7) == 7:
+            pass
+        return grid
+
+    grid = asyncio.run(scenario())
+    assert not grid._table._records
+    assert not grid._table._payloads
+    assert not grid._table._deadlines
+    assert not grid._bells._waiters
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_use_in_a_forked_process_is_refused_with_the_reason() -> None:
+    grid = MemoryGrid()
+
+    async def calls(key: bytes) -> list[str]:
+        texts = []
+        for call in (
+            grid.create(key, _new(10.0)),
+            grid.acquire(key, SECRET, _claim(TOKEN)),
+            grid.read(key, SECRET),
+            grid.commit(key, TOKEN, Change(2, b"x", 10.0, None), release=True),
+            grid.renew([(key, TOKEN)], 1.0),
+            grid.release(key, TOKEN),
+            grid.touch(key),
+            grid.remove(key),
+            grid.sweep(1),
+        ):
+            try:
+                texts.append(f"answered {await call!r}")
+            except GridUnavailable as error:
+                texts.append(str(error))
+        return texts
+
+    asyncio.run(grid.create(KEY, _new(10.0)))  # one key that is there, and one that is not
+    for key in (KEY, b"n" * 32):
+        read_end, write_end = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # threads of others, Python 3.12
+            child = os.fork()
+        if child == 0:
+            try:
+                os.write(write_end, "\n".join(asyncio.run(calls(key))).encode())
+            finally:
+                os._exit(0)
+        os.close(write_end)
+        with os.fdopen(read_end) as pipe:
+            texts = pipe.read().splitlines()
+        os.waitpid(child, 0)
+        assert len(texts) == 9
+        for text in texts:
+            assert "memory:// was opened in one process and used in another" in text
+            assert "embedded:" in text
