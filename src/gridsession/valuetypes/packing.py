@@ -41,49 +41,45 @@ def too_deep(data: bytes) -> bool:
     """Whether more than DEEP_HEADERS headers are in one another, within exts as well."""
     if len(data) <= DEEP_HEADERS or len(data.translate(None, _NO_HEADERS)) <= DEEP_HEADERS:
         return False  # nearly always: too few bytes that could be headers
-    regions = [(0, 0)]
+    regions = [(0, len(data), 0)]  # start, end, headers around: an ext's data is read once
     while regions:
-        at, depth = regions.pop()
+        at, end, depth = regions.pop()
         waiting = [1]  # objects still to come, for each level
-        try:
-            while waiting:
-                if not waiting[-1]:
-                    waiting.pop()
+        while waiting and at < end:
+            if not waiting[-1]:
+                waiting.pop()
+                continue
+            waiting[-1] -= 1
+            byte = data[at]
+            at += 1
+            if byte < 0x80 or byte >= 0xE0:
+                continue
+            if byte < 0xC0:
+                width, count, role = 0, byte & 0x1F, "skip"
+                if byte < 0xA0:
+                    count, role = byte & 0x0F, "map" if byte < 0x90 else "array"
+            else:
+                width, fixed, role = _LAYOUT[byte - 0xC0]
+                count = int.from_bytes(data[at : at + width], "big") + fixed
+                at += width
+            if role == "skip":
+                at += count
+                continue
+            levels = depth + len(waiting)
+            if role == "ext":
+                if data[at : at + 1] not in _NESTING_TAGS:
+                    at += count + 1
                     continue
-                waiting[-1] -= 1
-                byte = data[at]
-                at += 1
-                if byte < 0x80 or byte >= 0xE0:
-                    continue
-                if byte < 0xC0:
-                    if byte >= 0xA0:
-                        at += byte & 0x1F
-                        continue
-                    count = byte & 0x0F if byte >= 0x90 else 2 * (byte & 0x0F)
-                else:
-                    width, fixed, role = _LAYOUT[byte - 0xC0]
-                    count = int.from_bytes(data[at : at + width], "big") + fixed
-                    at += width
-                    if role == "skip":
-                        at += count
-                        continue
-                    if role == "ext":
-                        if data[at] in _NESTING_TAGS:
-                            regions.append((at + 1, depth + len(waiting)))
-                            if depth + len(waiting) > DEEP_HEADERS:
-                                return True
-                        at += count + 1
-                        continue
-                    count *= 2 if role == "map" else 1
-                if depth + len(waiting) > DEEP_HEADERS:
-                    return True
-                waiting.append(count)
-        except IndexError:
-            continue  # cut short: ormsgpack says so
+                regions.append((at + 1, min(at + 1 + count, end), levels))
+                at += count + 1
+            else:
+                waiting.append(2 * count if role == "map" else count)
+            if levels > DEEP_HEADERS:
+                return True
     return False
 
 
-_NESTING_TAGS: Final = frozenset({TUPLE, SET, FROZENSET, DICT, REGISTERED})
+_NESTING_TAGS: Final = frozenset(map(int.to_bytes, (TUPLE, SET, FROZENSET, DICT, REGISTERED)))
 _NO_HEADERS: Final = bytes(
     byte
     for byte in range(256)
