@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -49,8 +50,13 @@ class SessionProvider:
         absolute = settings.absolute_timeout
         self.absolute_timeout = None if absolute is None else seconds(absolute)
         self.max_payload_bytes = settings.max_payload_bytes
-        self.is_started = False
+        self._started_in = 0
         self._work: dict[asyncio.AbstractEventLoop, LoopWork] = {}
+
+    @property
+    def is_started(self) -> bool:
+        """Opened, by this very process: one forked from it opens, and closes, for itself."""
+        return self._started_in == os.getpid()
 
     async def start(self) -> None:
         """Open the grid. A second call does nothing.
@@ -62,7 +68,7 @@ class SessionProvider:
         if self.is_started:
             return
         await self.grid.open()
-        self.is_started = True
+        self._started_in = os.getpid()
         log.info("sessions are kept in %s", self.grid.where)
 
     async def close(self) -> None:
@@ -70,7 +76,7 @@ class SessionProvider:
         work = self._work.pop(asyncio.get_running_loop(), None)
         if work is not None:
             await work.close()
-        self.is_started = False
+        self._started_in = 0
         if self._owns_grid:
             await self.grid.close()
 

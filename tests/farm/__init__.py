@@ -1,0 +1,1 @@
+"""Sessions under real servers: several processes, killed, stopped, recycled and abandoned."""
