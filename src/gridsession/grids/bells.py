@@ -34,12 +34,8 @@ class Bells:
         self._waiters: dict[bytes, _Waiter] = {}
         self._guard = threading.Lock()
 
-    def listen(self, token: bytes, waiting: bool) -> None:
-        """While `waiting`, a ring for `token` is remembered; else it is of no interest."""
-        if not waiting:
-            if self._waiters:
-                self.forget(token)
-            return
+    def listen(self, token: bytes) -> None:
+        """From now on a ring for `token` is remembered, until `forget`."""
         loop = asyncio.get_running_loop()
         with self._guard:
             waiter = self._waiters.get(token)

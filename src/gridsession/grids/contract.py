@@ -41,7 +41,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 HAND_OFF_SECONDS = 2.0  # a granted waiter that does not confirm by then is passed over
 SAFETY_POLL_SECONDS = 1.0  # a lost bell costs this much; the reference polls each 0.5 s instead
@@ -58,19 +58,24 @@ class Version(NamedTuple):
     token: int  # the 64-bit token of that commit
 
 
-@runtime_checkable
-class Clock(Protocol):
-    """The two clocks that a grid in this process reads, and the boot they count from."""
+class Now(NamedTuple):
+    """One reading of a grid's clocks.
 
+    Attributes:
+        wall: seconds since the epoch.
+        steady: seconds of a clock that neither steps nor stops.
+        boot_id: which boot of the system `steady` counts from.
+    """
+
+    wall: float
+    steady: float
     boot_id: int
 
-    def wall(self) -> float:
-        """Seconds since the epoch."""
-        ...
 
-    def steady(self) -> float:
-        """Seconds of a clock that neither steps nor stops, since the boot of `boot_id`."""
-        ...
+class Clock(Protocol):
+    """The clocks that a grid in this process reads."""
+
+    def now(self) -> Now: ...
 
 
 class SystemClock:
@@ -79,13 +84,10 @@ class SystemClock:
     _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # macOS has no BOOTTIME
 
     def __init__(self, boot_id: int = 0) -> None:
-        self.boot_id = boot_id
+        self._boot_id = boot_id
 
-    def wall(self) -> float:
-        return time.time()
-
-    def steady(self) -> float:
-        return time.clock_gettime(self._CLOCK)
+    def now(self) -> Now:
+        return Now(time.time(), time.clock_gettime(self._CLOCK), self._boot_id)
 
 
 @dataclass(slots=True)

@@ -36,7 +36,7 @@ from gridsession.grids.contract import (
     Replaced,
     SystemClock,
 )
-from gridsession.grids.record import Now, Record
+from gridsession.grids.record import Record
 
 log = logging.getLogger("gridsession")
 _SERVERS = ("uvicorn", "gunicorn", "hypercorn", "granian", "fastapi")
@@ -52,9 +52,9 @@ class MemoryGrid:
     where = "memory:// (this process only)"
 
     def __init__(self, clock: Clock | None = None) -> None:
-        self._table = _DictTable(clock or SystemClock())
-        self._guard = threading.RLock()  # several event loops of one process may use one grid
         self._bells = Bells()
+        self._table = _DictTable(clock or SystemClock(), self._bells)
+        self._guard = threading.RLock()  # several event loops of one process may use one grid
         self._pid = os.getpid()
 
     @classmethod
@@ -93,7 +93,8 @@ class MemoryGrid:
     ) -> Granted | Busy | QueueFull | Replaced | Missing:
         with self._transaction() as table:
             outcome = operations.acquire(table, key, secret, claim)
-            self._bells.listen(claim.token, type(outcome) is Busy)
+        if type(outcome) is not Busy:
+            self._bells.forget(claim.token)
         return outcome
 
     async def read(
@@ -101,8 +102,8 @@ class MemoryGrid:
     ) -> Found | Busy | QueueFull | Replaced | Missing:
         with self._transaction() as table:
             outcome = operations.read(table, key, secret, watch, seen)
-            if watch is not None:
-                self._bells.listen(watch.token, type(outcome) is Busy)
+        if watch is not None and type(outcome) is not Busy:
+            self._bells.forget(watch.token)
         return outcome
 
     async def wait(self, key: bytes, token: bytes, seconds: float) -> None:
@@ -154,8 +155,9 @@ class MemoryGrid:
 class _DictTable:
     """A table of records that are changed where they stand."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, bells: Bells) -> None:
         self._clock = clock
+        self._bells = bells
         self._records: dict[bytes, Record] = {}
         self._payloads: dict[bytes, bytes] = {}
         self._deadlines: list[tuple[float, bytes]] = []  # a heap
@@ -163,8 +165,7 @@ class _DictTable:
         self.tell_time()
 
     def tell_time(self) -> None:
-        clock = self._clock
-        self.now = Now(clock.wall(), clock.steady(), clock.boot_id)
+        self.now = self._clock.now()
 
     def load(self, key: bytes) -> Record | None:
         return self._records.get(key)
@@ -175,7 +176,7 @@ class _DictTable:
     def payload(self, key: bytes) -> bytes:
         return self._payloads[key]
 
-    def save_payload(self, key: bytes, payload: bytes) -> None:
+    def save_payload(self, key: bytes, payload: bytes, *, grows: bool) -> None:
         self._payloads[key] = payload
 
     def delete(self, key: bytes, record: Record) -> None:
@@ -195,7 +196,8 @@ class _DictTable:
     def forget(self, due: float, key: bytes) -> None:
         pass  # `due` took it from the heap
 
-    def bell(self) -> bytes:
+    def bell(self, token: bytes) -> bytes:
+        self._bells.listen(token)
         return b""  # everybody is in this process and is found by token
 
 

@@ -26,12 +26,13 @@ from gridsession.grids.contract import (
     LockLost,
     Missing,
     NewRecord,
+    Now,
     QueueFull,
     Released,
     Removed,
     Replaced,
 )
-from gridsession.grids.record import Now, Record
+from gridsession.grids.record import Record
 
 
 class Table(Protocol):
@@ -47,7 +48,7 @@ class Table(Protocol):
     def load(self, key: bytes) -> Record | None: ...
     def save(self, key: bytes, record: Record) -> None: ...
     def payload(self, key: bytes) -> bytes: ...
-    def save_payload(self, key: bytes, payload: bytes) -> None: ...
+    def save_payload(self, key: bytes, payload: bytes, *, grows: bool) -> None: ...
     def delete(self, key: bytes, record: Record) -> None:
         """Record, payload and the index's entry for `record.indexed`."""
         ...
@@ -64,8 +65,8 @@ class Table(Protocol):
         """Remove an entry of the index whose record is gone."""
         ...
 
-    def bell(self) -> bytes:
-        """The address at which the caller can be rung."""
+    def bell(self, token: bytes) -> bytes:
+        """The address at which a ticket's owner can be rung, who listens from now on."""
         ...
 
 
@@ -79,7 +80,7 @@ def create(table: Table, key: bytes, new: NewRecord, claim: Claim | None) -> Com
         _remove(table, key, there)
     record = Record.new(new, table.now, claim)
     table.index(key, record, record.deadline)
-    table.save_payload(key, new.payload)
+    table.save_payload(key, new.payload, grows=True)
     table.save(key, record)
     return Committed(record.version, record.deadline)
 
@@ -90,7 +91,8 @@ def acquire(
     record = table.load(key)
     if record is None:
         return MISSING
-    bell = table.bell() if record.is_contended(claim.token) else b""
+    token = claim.token
+    bell = table.bell(token) if record.is_contended(token) else b""
     outcome = record.acquire(table.now, secret, claim, bell)
     if type(outcome) is Granted:
         outcome.snapshot.payload = table.payload(key)
@@ -104,7 +106,8 @@ def read(
     record = table.load(key)
     if record is None:
         return MISSING
-    bell = table.bell() if watch is not None and record.is_contended(watch.token) else b""
+    contended = watch is not None and record.is_contended(watch.token)
+    bell = table.bell(watch.token) if watch is not None and contended else b""
     outcome = record.read(table.now, secret, watch, seen, bell)
     if type(outcome) is Found:
         outcome.snapshot.payload = table.payload(key)
@@ -118,11 +121,12 @@ def commit(
     record = table.load(key)
     if record is None:
         return GONE
-    before = record.counter
+    before, size = record.counter, record.size
     outcome = record.commit(table.now, token, change, release)
     if record.counter != before:
-        if change.payload is not None:
-            table.save_payload(key, change.payload)
+        payload = change.payload
+        if payload is not None:
+            table.save_payload(key, payload, grows=len(payload) > size)
         if record.deadline < record.indexed:
             table.index(key, record, record.deadline)
     _keep(table, key, record)

@@ -33,6 +33,7 @@ from gridsession.grids.contract import (
     LockLost,
     Missing,
     NewRecord,
+    Now,
     QueueFull,
     Released,
     Replaced,
@@ -43,14 +44,6 @@ from gridsession.grids.contract import (
 _MIN_SLIDE, _MAX_SLIDE = 1.0, 60.0  # seconds: a deadline is written at most this often, at least
 _SLIDE_SHARE = 0.01  # once per hundredth of the timeout lies between
 _MIN_RETRY = 0.005  # seconds; a waiter whose holder's lease ends this instant does not spin
-
-
-class Now(NamedTuple):
-    """One reading of a grid's clock: wall-clock seconds, steady seconds, and the boot's number."""
-
-    wall: float
-    steady: float
-    boot_id: int
 
 
 class Ticket(NamedTuple):
@@ -89,6 +82,7 @@ class Record:
     indexed: float
     secret: bytes
     user: str | None
+    size: int  # bytes of the payload
     lock_token: bytes | None
     lock_holder: str
     lock_since: float
@@ -112,7 +106,8 @@ class Record:
         deadline = wall + new.timeout if absolute is None else min(wall + new.timeout, absolute)
         record = cls(
             now.boot_id, 1, new.commit_token, wall, new.timeout, absolute, deadline, deadline,
-            new.secret, new.user, None, "", 0.0, 0.0, [], [new.commit_token, 1], [], True,
+            new.secret, new.user, len(new.payload),
+            None, "", 0.0, 0.0, [], [new.commit_token, 1], [], True,
         )  # fmt: skip
         if claim is not None:
             record._lock(claim.token, claim.holder, now.steady, claim.lease)
@@ -166,7 +161,7 @@ class Record:
             self._lock(token, claim.holder, steady, claim.lease)
         self.dirty = True
         self._slide(now.wall)
-        return Granted(self._snapshot(secret, now.wall))
+        return Granted(self._snapshot(secret, slide_due=False))
 
     def _queue(
         self, mine: Ticket | None, claim: Claim, bell: bytes, now: Now
@@ -230,7 +225,9 @@ class Record:
             if mine is not None:
                 self.tickets.remove(mine)
                 self.dirty = True
-        return Found(self._snapshot(secret, now.wall))
+        step = min(max(self.timeout * _SLIDE_SHARE, _MIN_SLIDE), _MAX_SLIDE)
+        slide_due = self._deadline_from(now.wall) - self.deadline > step
+        return Found(self._snapshot(secret, slide_due=slide_due))
 
     def _watch(
         self, mine: Ticket | None, watch: Claim, bell: bytes, steady: float
@@ -248,8 +245,7 @@ class Record:
     def commit(
         self, now: Now, token: bytes, change: Change, release: bool
     ) -> Committed | LockLost | Gone:
-        known = self._commit_known(change.commit_token)
-        if known is not None:
+        if (known := self._commit_known(change.commit_token)) is not None:
             if release and self.lock_token == token:
                 self._hand_over(now.steady)
             return Committed(known, self.deadline)
@@ -259,6 +255,8 @@ class Record:
             return LOCK_LOST
         self.counter += 1
         self.version_token = change.commit_token
+        if change.payload is not None:
+            self.size = len(change.payload)
         self.commits += (change.commit_token, self.counter)
         del self.commits[: -2 * REMEMBERED_COMMITS]
         self.timeout = change.timeout
@@ -352,6 +350,8 @@ class Record:
 
     def _commit_known(self, commit_token: int) -> Version | None:
         commits = self.commits
+        if commit_token not in commits:
+            return None
         for i in range(len(commits) - 2, -1, -2):
             if commits[i] == commit_token:
                 return Version(commits[i + 1], commit_token)
@@ -368,11 +368,9 @@ class Record:
             self.deadline = deadline
             self.dirty = True
 
-    def _snapshot(self, secret: bytes, wall: float) -> Snapshot:
+    def _snapshot(self, secret: bytes, *, slide_due: bool) -> Snapshot:
         """The payload is filled in by the grid."""
-        step = min(max(self.timeout * _SLIDE_SHARE, _MIN_SLIDE), _MAX_SLIDE)
         return Snapshot(
-            b"", self.version, self.created, self.timeout,
-            self.deadline, self.user, secret != self.secret,
-            self._deadline_from(wall) - self.deadline > step,
+            b"", self.version, self.created, self.timeout, self.deadline, self.user,
+            secret != self.secret, slide_due,
         )  # fmt: skip

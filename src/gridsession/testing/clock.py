@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from gridsession.grids.contract import Now
+
 
 class ManualClock:
     """A grid's clock that stands still until it is told to go on.
@@ -21,6 +23,9 @@ class ManualClock:
 
     def steady(self) -> float:
         return self._steady
+
+    def now(self) -> Now:
+        return Now(self._wall, self._steady, self.boot_id)
 
     def advance(self, seconds: float) -> None:
         """Let time pass on both clocks."""

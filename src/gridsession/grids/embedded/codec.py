@@ -1,7 +1,7 @@
 """How records lie in the file: keys, and a record's fields as one msgpack array. Layout 1.
 
-    "r" namespace[8] key[32] "h"   the record          namespace: first 8 bytes of its SHA-256
-    "r" namespace[8] key[32] "p"   its payload, beside it in the tree
+    "r" namespace[8] key[32] "h"     the record; a namespace is the first 8 bytes of its SHA-256
+    "r" namespace[8] key[32] "p"     its payload, beside it in the tree
     "d" due[8] namespace[8] key[32]  the index of deadlines: a big-endian double, so that the
                                      order of the bytes is the order of time
 
@@ -20,8 +20,8 @@ from gridsession.errors import GridUnavailable
 from gridsession.grids.record import Record, ReplacedSecret, Ticket
 
 LAYOUT = 1
-RECORD, INDEX = b"r", b"d"
-_HEAD, _PAYLOAD = b"h", b"p"
+RECORD, INDEX = b"r", b"d"  # what a key begins with
+HEAD, PAYLOAD = b"h", b"p"  # what a record's keys end with
 _DUE = struct.Struct(">d")
 _DUE_AT = len(INDEX)
 
@@ -29,14 +29,6 @@ _DUE_AT = len(INDEX)
 def prefix_of(namespace: str) -> bytes:
     """What sets the keys of one application apart."""
     return sha256(namespace.encode()).digest()[:8]
-
-
-def head_key(key: bytes) -> bytes:
-    return RECORD + key + _HEAD
-
-
-def payload_key(key: bytes) -> bytes:
-    return RECORD + key + _PAYLOAD
 
 
 def index_key(due: float, key: bytes) -> bytes:
@@ -64,6 +56,7 @@ def pack(record: Record) -> bytes:
             r.indexed,
             r.secret,
             r.user,
+            r.size,
             r.lock_token,
             r.lock_holder,
             r.lock_since,

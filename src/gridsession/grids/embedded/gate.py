@@ -38,11 +38,12 @@ class Gate:
     def __init__(self, path: Path, timeout: float) -> None:
         self._timeout = timeout
         self._threads = threading.Lock()
+        self._own_pid = _PID.pack(os.getpid())  # a forked child opens a gate of its own
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if os.fstat(self._fd).st_size < _SIZE:
                 os.write(self._fd, bytes(_SIZE))  # real blocks: a full disk is found out here
-            self._pid = mmap.mmap(self._fd, _SIZE)
+            self._map = mmap.mmap(self._fd, _SIZE)
         except BaseException:
             os.close(self._fd)
             raise
@@ -56,7 +57,7 @@ class Gate:
         except BlockingIOError:
             self._threads.release()
             return False
-        _PID.pack_into(self._pid, 0, os.getpid())
+        self._map[: _PID.size] = self._own_pid
         return True
 
     async def enter(self) -> None:
@@ -92,7 +93,7 @@ class Gate:
         self._threads.release()
 
     def close(self) -> None:
-        self._pid.close()
+        self._map.close()
         os.close(self._fd)
 
     @property
@@ -101,7 +102,7 @@ class Gate:
         return self._threads
 
     def _too_long(self) -> GridUnavailable:
-        (pid,) = _PID.unpack_from(self._pid, 0)
+        (pid,) = _PID.unpack_from(self._map, 0)
         return GridUnavailable(
             f"the embedded grid was busy for {self._timeout:g} s: process {pid} is inside a "
             "transaction and does not come out (stopped, or starved of CPU)"

@@ -8,7 +8,6 @@ those that come together share one.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -41,7 +40,6 @@ from gridsession.grids.embedded.place import Place
 from gridsession.grids.embedded.store import Store, close_store, open_store
 from gridsession.grids.embedded.table import LmdbTable
 from gridsession.grids.embedded.writer import Writer
-from gridsession.grids.record import Now
 
 _T = TypeVar("_T")
 
@@ -69,7 +67,7 @@ class EmbeddedGrid:
         self._timeout = timeout
         self._given_clock = clock
         self._store: Store | None = None
-        self._pid = 0
+        self._clock: Clock
         self._bells: SocketBells
         self._writer: Writer | None = None
         self._opening = threading.Lock()
@@ -93,26 +91,25 @@ class EmbeddedGrid:
         return f"embedded: {self._store.path}, {size} MiB (this machine only)"
 
     async def open(self) -> None:
-        if self._store is None or self._pid != os.getpid():
+        if self._usable_store() is None:
             await asyncio.to_thread(self._open)
 
     def _open(self) -> None:
         with self._opening:
-            if self._store is not None and self._pid == os.getpid():
+            if self._usable_store() is not None:
                 return
-            forked = self._store is not None
             store = open_store(self._place, self._timeout)
-            if forked:
+            if self._store is not None:
                 self._bells.forsake()
             self._bells = SocketBells(store.path / "bells")
             self._writer = Writer(self._write_group) if store.state.durable else None
             self._clock = self._given_clock or store.clock
-            self._pid = os.getpid()
             self._store = store
 
     async def close(self) -> None:
-        if self._store is not None and self._pid == os.getpid():
-            store, self._store = self._store, None
+        store = self._usable_store()
+        if store is not None:
+            self._store = None
             self._bells.close()  # on the loop that it reads from
             await asyncio.to_thread(self._close, store)
 
@@ -126,26 +123,28 @@ class EmbeddedGrid:
     async def create(
         self, key: bytes, new: NewRecord, claim: Claim | None = None
     ) -> Committed | Exists:
-        key = self._prefix + key
-        return await self._write(lambda table: operations.create(table, key, new, claim))
+        return await self._write(operations.create, self._prefix + key, new, claim)
 
     async def acquire(
         self, key: bytes, secret: bytes, claim: Claim
     ) -> Granted | Busy | QueueFull | Replaced | Missing:
-        key = self._prefix + key
-        return await self._write_and_listen(
-            lambda table: operations.acquire(table, key, secret, claim), claim.token
+        outcome = await self._write(
+            operations.acquire, self._prefix + key, secret, claim, listener=claim.token
         )
+        if type(outcome) is not Busy:
+            self._bells.forget(claim.token)
+        return outcome
 
     async def read(
         self, key: bytes, secret: bytes, watch: Claim | None = None, seen: bytes | None = None
     ) -> Found | Busy | QueueFull | Replaced | Missing:
         key = self._prefix + key
         if watch is None:
-            return await self._read(lambda table: operations.read(table, key, secret, None, None))
-        return await self._write_and_listen(
-            lambda table: operations.read(table, key, secret, watch, seen), watch.token
-        )
+            return await self._read(operations.read, key, secret, None, None)
+        outcome = await self._write(operations.read, key, secret, watch, seen, listener=watch.token)
+        if type(outcome) is not Busy:
+            self._bells.forget(watch.token)
+        return outcome
 
     async def wait(self, key: bytes, token: bytes, seconds: float) -> None:
         await self._bells.wait(token, seconds)
@@ -153,82 +152,81 @@ class EmbeddedGrid:
     async def commit(
         self, key: bytes, token: bytes, change: Change, *, release: bool
     ) -> Committed | LockLost | Gone:
-        key = self._prefix + key
-        return await self._write(
-            lambda table: operations.commit(table, key, token, change, release)
-        )
+        return await self._write(operations.commit, self._prefix + key, token, change, release)
 
     async def renew(self, leases: Sequence[tuple[bytes, bytes]], lease: float) -> list[bool]:
         pairs = [(self._prefix + key, token) for key, token in leases]
-        return await self._write(lambda table: operations.renew(table, pairs, lease))
+        return await self._write(operations.renew, pairs, lease)
 
     async def release(self, key: bytes, token: bytes) -> Released | LockLost | Gone:
-        key = self._prefix + key
-        outcome = await self._write(lambda table: operations.release(table, key, token))
-        self._bells.listen(token, waiting=False)
+        outcome = await self._write(operations.release, self._prefix + key, token)
+        self._bells.forget(token)
         return outcome
 
     async def touch(self, key: bytes) -> bool:
-        key = self._prefix + key
-        return await self._write(lambda table: operations.touch(table, key))
+        return await self._write(operations.touch, self._prefix + key)
 
     async def remove(self, key: bytes, token: bytes | None = None) -> Removed | LockLost | Gone:
-        key = self._prefix + key
-        return await self._write(lambda table: operations.remove(table, key, token))
+        return await self._write(operations.remove, self._prefix + key, token)
 
     async def sweep(self, limit: int) -> int:
         # Whoever looks here removes what is due in every namespace: one may have no workers left.
+        store = await self._opened()
+        store.forget_dead_readers()
         due = await self._read(lambda table: table.due(table.now.wall, 1))
-        (await self._opened()).forget_dead_readers()
-        return await self._write(lambda table: operations.sweep(table, limit)) if due else 0
+        return await self._write(operations.sweep, limit) if due else 0
 
     # -- transactions ---------------------------------------------------------------------
 
-    async def _opened(self) -> Store:
-        """The store, opened anew in a process that was forked from the one which opened it."""
+    def _usable_store(self) -> Store | None:
+        """None before opening, and in a process forked from the one that opened it."""
         store = self._store
-        if store is None or self._pid != os.getpid():
+        return None if store is None or store.inherited else store
+
+    async def _opened(self) -> Store:
+        store = self._usable_store()
+        if store is None:
             await self.open()
             store = self._store
             assert store is not None
         return store
 
-    async def _write_and_listen(self, run: Callable[[LmdbTable], _T], token: bytes) -> _T:
-        """A call after which the caller may have to wait for its bell."""
-        store = await self._opened()
-        bells = self._bells
-        if store.state.durable:  # it runs on a thread: what belongs to this loop is done before
-            address = bells.address()
-            bells.listen(token, waiting=True)
-
-            def run_at(table: LmdbTable) -> _T:
-                table.address = address
-                return run(table)
-
-            outcome = await self._write(run_at)
-            bells.listen(token, waiting=type(outcome) is Busy)
-            return outcome
-
-        def run_and_listen(table: LmdbTable) -> _T:
-            outcome = run(table)
-            bells.listen(token, waiting=type(outcome) is Busy)
-            return outcome
-
-        return await self._write(run_and_listen)
-
-    async def _write(self, run: Callable[[LmdbTable], _T]) -> _T:
-        store = await self._opened()
+    async def _write(
+        self, run: Callable[..., _T], *arguments: Any, listener: bytes | None = None
+    ) -> _T:
+        """Run an operation in a transaction; `listener` is the token that it may have to wait."""
+        store = self._store
+        if store is None or store.inherited:
+            store = await self._opened()
         if self._writer is not None:
-            written: _T = await self._writer.write(run)
-            return written
+            return await self._write_durably(self._writer, run, arguments, listener)
         if not store.gate.try_enter():
             await store.gate.enter()
         try:
-            (outcome,), rung = self._transact(store, [run])
+            (outcome,), rung = self._transact(store, ((run, arguments),))
         finally:
             store.gate.leave()
-        if rung:
-            self._ring(rung)
+        for address, token in rung:
+            self._bells.ring_at(address, token)
+        return outcome
+
+    async def _write_durably(
+        self,
+        writer: Writer,
+        run: Callable[..., _T],
+        arguments: tuple[Any, ...],
+        listener: bytes | None,
+    ) -> _T:
+        address = b""
+        if listener is not None:  # what belongs to this event loop is done before the hop
+            self._bells.listen(listener)
+            address = self._bells.address()
+
+        def run_on_thread(table: LmdbTable) -> _T:
+            table.address = address
+            return run(table, *arguments)
+
+        outcome: _T = await writer.write(run_on_thread)
         return outcome
 
     def _write_group(self, runs: list[Callable[[LmdbTable], Any]]) -> list[Any]:
@@ -237,21 +235,22 @@ class EmbeddedGrid:
         assert store is not None
         store.gate.enter_blocking()
         try:
-            outcomes, rung = self._transact(store, runs)
+            outcomes, rung = self._transact(store, [(run, ()) for run in runs])
         finally:
             store.gate.leave()
-        self._ring(rung)
+        for address, token in rung:
+            self._bells.ring_at(address, token)
         return outcomes
 
     def _transact(
-        self, store: Store, runs: list[Callable[[LmdbTable], _T]]
+        self, store: Store, calls: Sequence[tuple[Callable[..., _T], tuple[Any, ...]]]
     ) -> tuple[list[_T], list[tuple[bytes, bytes]]]:
         """Inside the gate: all of it is kept, or an exception says that nothing is."""
         try:
             transaction = store.env.begin(write=True)
             try:
-                table = LmdbTable(transaction, self._now(), self._bells)
-                outcomes = [run(table) for run in runs]
+                table = LmdbTable(transaction, self._clock.now(), self._bells)
+                outcomes = [run(table, *arguments) for run, arguments in calls]
                 if table.grew and store.pages_in_use(transaction) > store.full_pages:
                     raise GridFull(
                         f"the embedded grid is full: {store.state.max_size >> 20} MiB; raise "
@@ -267,19 +266,11 @@ class EmbeddedGrid:
             raise GridUnavailable(f"the embedded grid failed: {error}") from error
         return outcomes, table.rung
 
-    async def _read(self, run: Callable[[LmdbTable], _T]) -> _T:
+    async def _read(self, run: Callable[..., _T], *arguments: Any) -> _T:
         """Outside the gate: readers block nobody, and nobody blocks them."""
         store = await self._opened()
         try:
             with store.env.begin() as transaction:
-                return run(LmdbTable(transaction, self._now(), self._bells))
+                return run(LmdbTable(transaction, self._clock.now(), self._bells), *arguments)
         except lmdb.Error as error:
             raise GridUnavailable(f"the embedded grid failed: {error}") from error
-
-    def _now(self) -> Now:
-        clock = self._clock
-        return Now(clock.wall(), clock.steady(), clock.boot_id)
-
-    def _ring(self, rung: list[tuple[bytes, bytes]]) -> None:
-        for address, token in rung:
-            self._bells.ring_at(address, token)

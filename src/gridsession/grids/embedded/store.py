@@ -94,6 +94,7 @@ class Store:
         self.path = path
         self.place = place
         self.users = 0
+        self.inherited = False  # in a process forked from the one that opened it
         self._timeout = timeout
         self._boot_id = boot_id
         self._alone = -1
@@ -316,7 +317,9 @@ def _in_parent() -> None:
 
 
 def _in_child() -> None:
-    _inherited.extend(_stores.values())
+    for store in _stores.values():
+        store.inherited = True
+        _inherited.append(store)
     _stores.clear()
     _guard.release()
 

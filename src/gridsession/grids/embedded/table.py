@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import lmdb
 
+from gridsession.grids.contract import Now
 from gridsession.grids.embedded import codec
+from gridsession.grids.embedded.codec import HEAD, PAYLOAD, RECORD
 from gridsession.grids.embedded.mailbox import SocketBells
-from gridsession.grids.record import Now, Record
+from gridsession.grids.record import Record
 
 
 # LMDB's types allow for `buffers=True`, with which it hands out memoryviews; we get bytes.
@@ -34,7 +36,7 @@ class LmdbTable:
         self.grew = False
 
     def load(self, key: bytes) -> Record | None:
-        raw: bytes | None = self._txn.get(codec.head_key(key))  # type: ignore[assignment]
+        raw: bytes | None = self._txn.get(RECORD + key + HEAD)  # type: ignore[assignment]
         if raw is None:
             return None
         record = codec.unpack(raw)
@@ -43,19 +45,19 @@ class LmdbTable:
         return record
 
     def save(self, key: bytes, record: Record) -> None:
-        self._txn.put(codec.head_key(key), codec.pack(record))
+        self._txn.put(RECORD + key + HEAD, codec.pack(record))
 
     def payload(self, key: bytes) -> bytes:
-        payload: bytes = self._txn.get(codec.payload_key(key), b"")  # type: ignore[assignment]
+        payload: bytes = self._txn.get(RECORD + key + PAYLOAD, b"")  # type: ignore[assignment]
         return payload
 
-    def save_payload(self, key: bytes, payload: bytes) -> None:
-        self._txn.put(codec.payload_key(key), payload)
-        self.grew = True
+    def save_payload(self, key: bytes, payload: bytes, *, grows: bool) -> None:
+        self._txn.put(RECORD + key + PAYLOAD, payload)
+        self.grew = self.grew or grows
 
     def delete(self, key: bytes, record: Record) -> None:
-        self._txn.delete(codec.head_key(key))
-        self._txn.delete(codec.payload_key(key))
+        self._txn.delete(RECORD + key + HEAD)
+        self._txn.delete(RECORD + key + PAYLOAD)
         self._txn.delete(codec.index_key(record.indexed, key))
 
     def index(self, key: bytes, record: Record, due: float) -> None:
@@ -80,5 +82,8 @@ class LmdbTable:
     def forget(self, due: float, key: bytes) -> None:
         self._txn.delete(codec.index_key(due, key))
 
-    def bell(self) -> bytes:
-        return self._bells.address() if self.address is None else self.address
+    def bell(self, token: bytes) -> bytes:
+        if self.address is None:
+            self._bells.listen(token)
+            return self._bells.address()
+        return self.address  # on the writer's thread: made, and listened at, before
