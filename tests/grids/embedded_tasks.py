@@ -1,0 +1,109 @@
+"""What other processes do in the tests of the embedded grid: `python -m` this, with a task."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gridsession.errors import SessionError, SettingsError
+from tests.grids.embedded_words import MIB, boot, counted, inside, opened, store_of, visitor
+
+_TASKS: dict[str, Callable[..., None]] = {}
+
+
+def task(function: Callable[..., None]) -> Callable[..., None]:
+    _TASKS[function.__name__] = function
+    return function
+
+
+def say(word: str) -> None:
+    sys.stdout.write(f"{word}\n")
+    sys.stdout.flush()
+
+
+def hear() -> str:
+    return sys.stdin.readline().strip()
+
+
+@task
+def hold_open(
+    path: str, size: int | None = 4 * MIB, durable: bool = False, boot_id: int | None = None
+) -> None:
+    """Have the store open; go when told."""
+
+    async def run() -> None:
+        async with opened(Path(path), size=size, durable=durable) as grid:
+            say(f"open {store_of(grid).state.max_size}")
+            await asyncio.to_thread(hear)
+        say("closed")
+
+    try:
+        if boot_id is None:
+            asyncio.run(run())
+        else:
+            with boot(boot_id):
+                asyncio.run(run())
+    except (SessionError, SettingsError) as error:
+        say(f"refused {type(error).__name__}: {error}")
+
+
+@task
+def stop_in_write(path: str, size: int | None = 4 * MIB, dirty: int = 0) -> None:
+    """Stop inside a write transaction, with some of it written already."""
+
+    async def run() -> None:
+        async with opened(Path(path), size=size) as grid:
+            say("open")
+            hear()
+            with inside(grid) as transaction:
+                for number in range(dirty):
+                    transaction.put(b"r torn %d" % number, b"torn" * 500)
+                os.kill(os.getpid(), signal.SIGSTOP)
+                transaction.abort()
+            say("out")
+            hear()
+
+    asyncio.run(run())
+
+
+@task
+def stop_in_read(path: str, size: int | None = 4 * MIB) -> None:
+    """Stop inside a read transaction."""
+
+    async def run() -> None:
+        async with opened(Path(path), size=size) as grid:
+            with store_of(grid).env.begin() as transaction:
+                transaction.get(b"something")
+                os.kill(os.getpid(), signal.SIGSTOP)
+            say("out")
+            hear()
+
+    asyncio.run(run())
+
+
+@task
+def count(
+    path: str, numbers: list[int], times: int, size: int | None = 4 * MIB, durable: bool = False
+) -> None:
+    """Count up in some sessions, in turn; say each number once it is acknowledged."""
+
+    async def run() -> None:
+        async with opened(Path(path), size=size, durable=durable) as grid:
+            say("open")
+            for turn in range(times):
+                number = numbers[turn % len(numbers)]
+                say(f"{number} {await counted(visitor(grid, number))}")
+
+    asyncio.run(run())
+
+
+if __name__ == "__main__":
+    name, given = sys.argv[1:]
+    arguments: dict[str, Any] = json.loads(given)
+    _TASKS[name](**arguments)
