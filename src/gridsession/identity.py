@@ -11,7 +11,8 @@ Pure: random bytes are arguments.
 from __future__ import annotations
 
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import urlsafe_b64encode
+from binascii import a2b_base64
 from collections.abc import Iterable
 from hashlib import sha256
 from typing import Literal, NamedTuple
@@ -20,6 +21,7 @@ HANDLE_BYTES = 16  # 128 bits; ASP.NET: 120
 SECRET_BYTES = 32
 ID_BYTES = HANDLE_BYTES + SECRET_BYTES
 _ID = re.compile(rb"[A-Za-z0-9_-]{64}")
+_FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _EPOCH = "Thu, 01 Jan 1970 00:00:00 GMT"
 
 SameSite = Literal["lax", "strict", "none"]
@@ -56,7 +58,7 @@ def parse_id(text: bytes) -> Identity | None:
     """A session id taken apart; None for anything that `new_id` cannot have made."""
     if len(text) != 64 or _ID.fullmatch(text) is None:
         return None
-    raw = urlsafe_b64decode(text)
+    raw = a2b_base64(text.translate(_FROM_URL_SAFE))
     handle = raw[:HANDLE_BYTES]
     return Identity(handle, sha256(handle).digest(), sha256(raw[HANDLE_BYTES:]).digest())
 
@@ -85,7 +87,7 @@ class CookieReader:
         for name, value in headers:
             if name == b"cookie":
                 found += self._pattern.findall(value)
-        return [value.rstrip(b" \t") for value in found]
+        return found
 
 
 class CookieWriter:

@@ -17,12 +17,7 @@ from enum import Enum
 from typing import Any, NamedTuple, NoReturn, Protocol, Self, SupportsIndex
 
 from gridsession import payload
-from gridsession.errors import (
-    SessionClosed,
-    SessionNotAvailable,
-    SessionReadOnly,
-    SessionReplaced,
-)
+from gridsession.errors import SessionClosed, SessionNotAvailable, SessionReadOnly, SessionReplaced
 from gridsession.settings import MAX_TIMEOUT, Access, seconds
 
 
@@ -39,6 +34,8 @@ class _Undecoded:
 
 
 _UNDECODED: Any = _Undecoded()
+# Pydantic hands unknown objects through unseen, in Python mode; this is no serializer: it raises.
+_Undecoded.__pydantic_serializer__ = _UNDECODED  # type: ignore[attr-defined]
 _ABSENT: Any = object()
 
 
@@ -49,6 +46,10 @@ class Phase(Enum):
     READ_ONLY = "read_only"
     CLOSED = "closed"
     NOT_AVAILABLE = "not_available"
+
+
+# Looked up at each access to a session, and an Enum's members are slow to find.
+_WRITABLE, _NOT_AVAILABLE = Phase.WRITABLE, Phase.NOT_AVAILABLE
 
 
 class Bound(Protocol):
@@ -66,10 +67,8 @@ class Delta(NamedTuple):
     """What a request changed: segments by key, and the keys that it removed."""
 
     set: dict[str, bytes]
-    removed: tuple[str, ...]
-
-    def __bool__(self) -> bool:
-        return bool(self.set or self.removed)
+    removed: list[str]
+    changes: bool
 
 
 class Session(dict[str, Any]):
@@ -128,7 +127,12 @@ class Session(dict[str, Any]):
         self.accessed = False
         self.modified = False
         self.waited = 0.0
-        self._load({}, None, timeout, is_new=True, replaced=False)
+        self._segments = {}
+        self._touched = {}
+        self._user = self._stored_user = None
+        self._timeout = self._stored_timeout = timeout
+        self._is_new = True
+        self._replaced = self._regenerate = self._abandoned = False
 
     # -- members --------------------------------------------------------------------------
 
@@ -191,8 +195,7 @@ class Session(dict[str, Any]):
         """Give this session a new id at commit; the data stays. The old id works 10 s more."""
         self._write()
         self._bound.check_id_may_change()
-        # A request that came with a replaced id gets no cookie, so it must not rotate again:
-        # its session has had a new id a moment ago.
+        # A request with a replaced id gets no cookie; its session was rotated a moment ago.
         self._regenerate = not self._replaced
 
     def abandon(self) -> None:
@@ -233,7 +236,7 @@ class Session(dict[str, Any]):
     # -- reading --------------------------------------------------------------------------
 
     def _read(self) -> None:
-        if self._phase is Phase.NOT_AVAILABLE:
+        if self._phase is _NOT_AVAILABLE:
             raise SessionNotAvailable
         self.accessed = True
 
@@ -253,12 +256,12 @@ class Session(dict[str, Any]):
 
     def __getitem__(self, key: str) -> Any:
         self._read()
-        value = super().__getitem__(key)
+        value = dict.__getitem__(self, key)
         return self._decode(key) if value is _UNDECODED else value
 
     def get(self, key: str, default: Any = None) -> Any:
         self._read()
-        value = super().get(key, default)
+        value = dict.get(self, key, default)
         return self._decode(key) if value is _UNDECODED else value
 
     def __contains__(self, key: object) -> bool:
@@ -317,7 +320,7 @@ class Session(dict[str, Any]):
     # -- writing --------------------------------------------------------------------------
 
     def _write(self) -> None:
-        if self._phase is not Phase.WRITABLE:
+        if self._phase is not _WRITABLE:
             self._read()
             raise SessionReadOnly if self._phase is Phase.READ_ONLY else SessionClosed
         self.accessed = True
@@ -328,12 +331,13 @@ class Session(dict[str, Any]):
         self.modified = True
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self.mark_modified()
+        self._write()
         if type(key) is not str:
             if not isinstance(key, str):
                 raise TypeError(f"keys of a session are str, not {type(key).__name__}")
             key = str.__str__(key)
-        super().__setitem__(key, value)
+        self.modified = True
+        dict.__setitem__(self, key, value)
         self._touched[key] = None
 
     def __delitem__(self, key: str) -> None:
@@ -362,7 +366,7 @@ class Session(dict[str, Any]):
             self[key] = default
         return self[key]
 
-    def update(self, *args: Any, **kwargs: Any) -> None:
+    def update(self, /, *args: Any, **kwargs: Any) -> None:
         self._write()
         for key, value in dict(*args, **kwargs).items():
             self[key] = value
@@ -391,8 +395,8 @@ class Session(dict[str, Any]):
         replaced: bool,
     ) -> None:
         """Hold what a grid has stored, and forget what was changed and not committed."""
-        super().clear()
-        super().update(dict.fromkeys(segments, _UNDECODED))
+        dict.clear(self)
+        dict.update(self, dict.fromkeys(segments, _UNDECODED))
         self._segments = segments
         self._touched = {}
         self._user = self._stored_user = user
@@ -411,21 +415,19 @@ class Session(dict[str, Any]):
         changed: dict[str, bytes] = {}
         removed: list[str] = []
         for key in self._touched:
-            value = super().get(key, _ABSENT)
+            value = dict.get(self, key, _ABSENT)
             if value is not _ABSENT:
                 segment = payload.encode(key, value)
                 if self._segments.get(key) != segment:
                     changed[key] = segment
             elif key in self._segments:
                 removed.append(key)
-        return Delta(changed, tuple(removed))
+        return Delta(changed, removed, bool(changed or removed))
 
     def _segments_with(self, delta: Delta) -> dict[str, bytes]:
         """All segments after a delta, in the order of the session's keys."""
         segments = {**self._segments, **delta.set}
-        if delta.removed or len(segments) != len(self._segments):
-            return {key: segments[key] for key in dict.__iter__(self)}
-        return segments
+        return {key: segments[key] for key in dict.__iter__(self)}
 
     def _committed(self, segments: dict[str, bytes]) -> None:
         """What the grid has stored is now this. Values in hand stay, and stay compared."""

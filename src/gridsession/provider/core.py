@@ -119,7 +119,9 @@ class SessionProvider:
             GridFull: at its end; nothing was stored.
         """
         flags = " wait_for_writer" if wait_for_writer else ""
-        visit = await self.visit(
+        await self.start()
+        visit = Visit(
+            self,
             session_id.encode("ascii", "replace") if session_id is not None else None,
             Use.parse(f"{access}{flags}"),
             holder,
@@ -133,13 +135,7 @@ class SessionProvider:
         else:
             await visit.end()
 
-    # -- for adapters and visits ----------------------------------------------------------
-
-    async def visit(self, session_id: bytes | None, use: Use, holder: str) -> Visit:
-        """A request's use of a session, for adapters, which drive it."""
-        if not self.is_started and use.access is not Access.NONE:
-            await self.start()
-        return Visit(self, session_id, use, holder)
+    # -- for visits -------------------------------------------------------------------
 
     def work(self) -> LoopWork:
         """What runs beside the requests of the running event loop."""

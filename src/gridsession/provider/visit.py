@@ -76,6 +76,7 @@ class Visit:
     """
 
     __slots__ = (
+        "_came_as",
         "_claim",
         "_grid",
         "_holds",
@@ -84,6 +85,7 @@ class Visit:
         "_provider",
         "_stored",
         "_use",
+        "_work",
         "cookie",
         "cookie_can_be_sent",
         "session",
@@ -93,10 +95,12 @@ class Visit:
         self, provider: SessionProvider, session_id: bytes | None, use: Use, holder: str
     ) -> None:
         self._provider = provider
+        self._work = provider.work()
         self._grid = provider.grid
         self._use = use
         self._identity = parse_id(session_id) if session_id is not None else None
-        self._id_text = session_id.decode() if self._identity and session_id else ""
+        self._id_text = ""
+        self._came_as = session_id if self._identity is not None else None
         self._claim = Claim(b"", holder, provider.lease, provider.queue_limit)
         self._holds = False
         self._stored = False
@@ -172,21 +176,22 @@ class Visit:
     def _took(
         self, outcome: Granted | Found | Busy | QueueFull | Replaced | Missing
     ) -> Busy | None:
+        if type(outcome) is Granted:  # ahead of the others: it is what nearly always comes
+            self._hold()
+            self._load(outcome.snapshot)
+            return None
         match outcome:
-            case Granted(snapshot):
-                self._hold()
-                self._load(snapshot)
             case Found(snapshot):
                 self._claim.token = b""
                 self._load(snapshot)
                 if snapshot.slide_due:
-                    self._touch_later()
+                    assert self._identity is not None
+                    self._work.touch(self._identity.key)
             case Busy():
                 return outcome
             case Missing():  # never adopted: what is stored from now on gets an id of its own
                 self._claim.token = b""
-                self._identity = None
-                self._id_text = ""
+                self._forget_id()
                 self._stored = False
             case QueueFull(holder, held_for):
                 self._claim.token = b""
@@ -209,29 +214,25 @@ class Visit:
             replaced=snapshot.replaced,
         )
 
-    def _touch_later(self) -> None:
-        assert self._identity is not None
-        self._provider.work().touch(self._identity.key)
-
     # -- the lock -------------------------------------------------------------------------
 
     def _hold(self) -> None:
         assert self._identity is not None
         self._holds = True
         key, claim = self._identity.key, self._claim
-        self._provider.work().hold(key, claim.token, claim.holder)
+        self._work.hold(key, claim.token, claim.holder)
 
     def _let_go(self) -> bytes:
         """The lock's token, no more ours to renew or to release."""
         token = self._claim.token
         self._claim.token = b""
         self._holds = False
-        self._provider.work().drop(token)
+        self._work.drop(token)
         return token
 
     def _give_up_lock(self) -> None:
         assert self._identity is not None
-        self._provider.work().withdraw(self._identity.key, self._let_go())
+        self._work.withdraw(self._identity.key, self._let_go())
 
     # -- end ------------------------------------------------------------------------------
 
@@ -268,13 +269,13 @@ class Visit:
         try:
             await self._grid.release(key, token)
         except BaseException as error:
-            self._provider.work().withdraw(key, token)
+            self._work.withdraw(key, token)
             if not isinstance(error, SessionError):
                 raise
 
     def _refuse_changes(self) -> None:
         delta = self.session._delta()
-        if delta:
+        if delta.changes:
             keys = ", ".join(repr(key) for key in (*delta.set, *delta.removed))
             raise SessionReadOnly(
                 f"A read-only request changed values inside its session, under {keys}; nothing "
@@ -291,10 +292,10 @@ class Visit:
             if delta.set or session._user is not None:
                 await self._create(delta, release=release)
             return
-        segments = session._segments_with(delta) if delta else session._segments
+        segments = session._segments_with(delta) if delta.changes else session._segments
         if not segments and session._user is None:  # Starlette's logout
             await self._remove(fenced=True)
-        elif delta or session._has_new_terms:
+        elif delta.changes or session._has_new_terms:
             await self._commit(segments, delta, release=release)
         elif release:
             await self._release()
@@ -323,7 +324,7 @@ class Visit:
             self._identity = None
             # Whether it was written is unknown. Nobody has been given its id: it expires unused.
             if not release:
-                self._provider.work().withdraw(identity.key, self._let_go())
+                self._work.withdraw(identity.key, self._let_go())
             raise
         if isinstance(outcome, Exists):
             raise SessionError(f"A new session's key {name_of(identity.key)} was taken already.")
@@ -339,10 +340,10 @@ class Visit:
         session = self.session
         user_changed = session._user != session._stored_user
         change = Change(
-            commit_token=_random_64(),
-            payload=payload.join(segments, self._provider.max_payload_bytes) if delta else None,
-            timeout=session._timeout,
-            user=session._user,
+            _random_64(),
+            payload.join(segments, self._provider.max_payload_bytes) if delta.changes else None,
+            session._timeout,
+            session._user,
         )
         new_text = ""
         if user_changed or session._regenerate:
@@ -367,11 +368,11 @@ class Visit:
             return await self._grid.commit(key, token, change, release=release)
         except asyncio.CancelledError:
             if release:  # a response was made, so its commit stands; repeating it is harmless
-                self._provider.work().finish_commit(key, token, change)
+                self._work.finish_commit(key, token, change)
             raise
         except SessionError:
             if release:
-                self._provider.work().withdraw(key, token)
+                self._work.withdraw(key, token)
             raise
 
     async def _remove(self, *, fenced: bool) -> None:
@@ -385,16 +386,21 @@ class Visit:
                 self._let_go()
             self._stored = False
             self.cookie = Cookie.REMOVE
-        self._identity = None
-        self._id_text = ""
+        self._forget_id()
         self.session._phase = Phase.CLOSED
+
+    def _forget_id(self) -> None:
+        self._identity = None
+        self._came_as = None
+        self._id_text = ""
 
     # -- what a Session's members call ----------------------------------------------------
 
     @property
     def session_id(self) -> str:
         if not self._id_text:
-            self._id_text = new_id(os.urandom(ID_BYTES))
+            came = self._came_as
+            self._id_text = new_id(os.urandom(ID_BYTES)) if came is None else came.decode("ascii")
         return self._id_text
 
     def cookie_to_send(self, *, rolling: bool) -> Cookie:

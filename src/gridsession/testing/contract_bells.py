@@ -7,11 +7,13 @@ import threading
 
 from gridsession.grids.contract import (
     SAFETY_POLL_SECONDS,
+    TICKET_SECONDS,
     Busy,
     Claim,
     Found,
     Grid,
     LockLost,
+    QueueFull,
     Released,
 )
 from gridsession.testing.contract_hooks import (
@@ -230,3 +232,25 @@ class BellContract(GridHooks):
         await self.advance(PAST_SHORT)
         expect(Found, await visitor.read(watch=watcher, seen=met.lock))
         expect(LockLost, await visitor.release(watcher))
+
+    @contract_test()
+    async def test_after_a_lapsed_lease_a_watcher_is_not_next(self, grid: Grid) -> None:
+        visitor, watcher = Visitor(grid), a_claim()
+        await visitor.create(claim=a_claim(lease=SHORT))
+        expect(Busy, await visitor.read(watch=watcher))
+        await self.advance(PAST_SHORT)
+        await visitor.locked(a_claim())
+
+    @contract_test(takes=TICKET_SECONDS + 0.6)
+    async def test_watchers_are_heard_of_and_forgotten_as_waiters_are(self, grid: Grid) -> None:
+        visitor, holder, alive, dead = Visitor(grid), a_claim(), a_claim(), a_claim()
+        await visitor.create(claim=holder)
+        for watcher in (alive, dead):
+            expect(Busy, await visitor.read(watch=watcher))
+        await self.advance(TICKET_SECONDS * 0.6)
+        expect(Busy, await visitor.read(watch=alive))
+        await self.advance(TICKET_SECONDS * 0.6)
+        await visitor.queued(a_claim(queue_limit=2))
+        expect(QueueFull, await visitor.acquire(a_claim(queue_limit=2)))
+        expect(Released, await visitor.release(alive))
+        expect(LockLost, await visitor.release(dead))

@@ -50,12 +50,15 @@ class ExpiryContract(GridHooks):
             assert there.deadline < last + 50.0, call
             last = there.deadline
 
-    @contract_test(takes=1.4)
+    @contract_test(takes=1.5)
     async def test_slide_is_due_after_a_hundredth_of_the_timeout(self, grid: Grid) -> None:
-        visitor = Visitor(grid)
+        visitor, brief = Visitor(grid), Visitor(grid)
         await visitor.create(timeout=60.0)
+        await brief.create(timeout=10.0)
         await self.advance(0.1)
         assert not (await visitor.found()).slide_due
+        await self.advance(0.1)
+        assert not (await brief.found()).slide_due  # a second is the least
         await self.advance(1.2)
         assert (await visitor.found()).slide_due
         assert not (await visitor.locked(a_claim(lease=SHORT))).slide_due

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from functools import lru_cache
 from typing import Any
 
 from gridsession.errors import (
@@ -35,6 +36,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+_KEPT_HOLDERS = 512
 _HOST = platform.node().partition(".")[0] or "localhost"
 _SEGMENT = re.compile(r"[A-Za-z0-9._~-]{1,32}")
 _REPLAYED_BYTES = 64 * 1024  # of a request's body, kept for a handler that waits for its lock
@@ -186,7 +188,9 @@ class SessionMiddleware:
             # neighbouring domain.
             log.warning("the cookie %s came %d times; none counts", self._reader.name, len(values))
         session_id = values[0] if len(values) == 1 else None
-        return await self.provider.visit(session_id, use, _holder(method, path))
+        if not self.provider.is_started and use.access is not Access.NONE:
+            await self.provider.start()
+        return Visit(self.provider, session_id, use, _holder(method, path))
 
     async def _wait_turn(self, visit: Visit, busy: Busy, receive: Receive) -> Receive | None:
         """Wait for the lock, or until the client is gone: then None. What came is replayed."""
@@ -254,16 +258,17 @@ class SessionMiddleware:
 
 def _varying_by_cookie(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """The headers with `Cookie` among what the response varies by, and everything else kept."""
-    kept = []
+    kept: list[tuple[bytes, bytes]] = []
     vary = b""
     for header in headers:
         if header[0].lower() == b"vary":
             vary = vary + b", " + header[1] if vary else header[1]
         else:
             kept.append(header)
-    names = {name.strip().lower() for name in vary.split(b",")}
-    if not names & {b"cookie", b"*"}:
-        vary = vary + b", Cookie" if vary else b"Cookie"
+    if not vary:
+        vary = b"Cookie"
+    elif not {b"cookie", b"*"} & {name.strip().lower() for name in vary.split(b",")}:
+        vary += b", Cookie"
     kept.append((b"vary", vary))
     return kept
 
@@ -348,6 +353,14 @@ async def _answer(send: Send, status: int, body: bytes, retry_after: int | None 
 
 def _holder(method: str, path: str) -> str:
     """Who holds a lock, for those who wait for it; never the whole path, which may hold secrets."""
-    first = path.lstrip("/").partition("/")[0]
+    return _holder_named(method, path.partition("/")[2].partition("/")[0])
+
+
+@lru_cache(maxsize=_KEPT_HOLDERS)
+def _holder_named(method: str, first: str) -> str:
     shown = first if not first or _SEGMENT.fullmatch(first) else "…"
-    return f"{method} /{shown} · {_HOST} · pid {os.getpid()}"
+    return f"{method[:16]} /{shown} · {_HOST} · pid {os.getpid()}"
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_holder_named.cache_clear)  # another pid
