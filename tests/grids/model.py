@@ -19,7 +19,6 @@ from gridsession.grids.contract import (
     Busy,
     Change,
     Claim,
-    Clock,
     Committed,
     Exists,
     Found,
@@ -35,6 +34,7 @@ from gridsession.grids.contract import (
     Snapshot,
     Version,
 )
+from gridsession.testing import ManualClock
 
 
 @dataclass
@@ -92,7 +92,7 @@ class Model:
         rung: (key, token) of those whose bell was rung since they were last told `Busy`.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: ManualClock) -> None:
         self._clock = clock
         self.entries: dict[bytes, Entry] = {}
         self.rung: set[tuple[bytes, bytes]] = set()

@@ -72,7 +72,7 @@ class TestMemory(GridContract):
 class TestMemoryInRealTime(GridContract):
     """The suite needs no clock that can be set."""
 
-    patience = 2.5
+    patience = 1.0  # one long sleep would prove nothing that the manual clock does not
 
     @contextlib.asynccontextmanager
     async def open_grid(self) -> AsyncIterator[Grid]:

@@ -204,6 +204,34 @@ class GridMachine(RuleBasedStateMachine):
 
     @rule(
         key=keys,
+        queue_limit=st.sampled_from([0, 1, 2, 50]),
+        ending=st.sampled_from(["release", "lapse", "polls"]),
+        next_lease=leases,
+    )
+    def readers_meet_a_writer(
+        self, key: bytes, queue_limit: int, ending: str, next_lease: float
+    ) -> None:
+        self.acquire(key, "its own", 0, LEASES[0], 50)
+        for number in range(2):
+            self.watch(key, "its own", number, 50, False)
+        self.acquire(key, "its own", 1, next_lease, queue_limit)
+        if ending == "release":
+            self.release(key, "holder")
+        elif ending == "lapse":
+            self.clock.advance(STEPS[2])
+        else:
+            for _ in range(3):
+                self.acquire(key, "its own", 0, LEASES[1], 50)
+                self.clock.advance(STEPS[3])
+                self.watch(key, "its own", 0, 50, True)
+            self.release(key, 0)
+        self.acquire(key, "its own", 2, next_lease, queue_limit)
+        for number in range(2):
+            self.watch(key, "its own", number, queue_limit, True)
+        self.hear_the_bells()
+
+    @rule(
+        key=keys,
         by=whose,
         commit_token=commit_tokens,
         payload=st.sampled_from([None, *PAYLOADS]),
