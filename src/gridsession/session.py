@@ -70,6 +70,9 @@ class Delta(NamedTuple):
     removed: list[str]
     changes: bool
 
+    def __repr__(self) -> str:
+        return f"<Delta: {len(self.set)} set, {len(self.removed)} removed>"
+
 
 class Session(dict[str, Any]):
     """The session data of one browser, as one request sees it.
@@ -85,23 +88,10 @@ class Session(dict[str, Any]):
     """
 
     __slots__ = (
-        "_abandoned",
-        "_access",
-        "_bound",
-        "_is_new",
-        "_phase",
-        "_regenerate",
-        "_replaced",
-        "_segments",
-        "_stored_timeout",
-        "_stored_user",
-        "_timeout",
-        "_touched",
-        "_user",
-        "accessed",
-        "modified",
-        "waited",
-    )
+        "_abandoned", "_access", "_bound", "_is_new", "_phase", "_regenerate", "_replaced",
+        "_segments", "_stored_timeout", "_stored_user", "_timeout", "_touched", "_user",
+        "accessed", "modified", "waited",
+    )  # fmt: skip
 
     accessed: bool
     modified: bool

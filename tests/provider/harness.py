@@ -1,0 +1,192 @@
+"""What tests of sessions drive them with: loops, grids that can be watched, slowed and broken."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import uvloop
+
+from gridsession import SessionProvider, SessionSettings
+from gridsession.grids.contract import (
+    Busy,
+    Change,
+    Claim,
+    Clock,
+    Committed,
+    Exists,
+    Found,
+    Gone,
+    Granted,
+    Grid,
+    LockLost,
+    Missing,
+    NewRecord,
+    QueueFull,
+    Released,
+    Removed,
+    Replaced,
+)
+from gridsession.grids.embedded import EmbeddedGrid
+from gridsession.grids.embedded.place import Place
+from gridsession.grids.memory import MemoryGrid
+from gridsession.identity import Identity, parse_id
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Hook = Callable[[str], Awaitable[None]]
+
+BOUND = 20.0  # seconds after which a test that hangs fails
+BESIDE = frozenset(("open", "close", "wait", "sweep", "renew"))  # not calls of a request
+
+
+def run(main: Coroutine[Any, Any, T], *, loop: str = "asyncio") -> T:
+    """Run a coroutine on a new event loop, bounded in time."""
+    factory = uvloop.new_event_loop if loop == "uvloop" else None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(_bounded(main))
+
+
+async def _bounded(main: Coroutine[Any, Any, T]) -> T:
+    async with asyncio.timeout(BOUND):
+        return await main
+
+
+def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Make a test of a coroutine. Its parameter `loop`, if it has one, names the event loop."""
+
+    @functools.wraps(test)
+    def call(*args: P.args, **kwargs: P.kwargs) -> None:
+        run(test(*args, **kwargs), loop=str(kwargs.get("loop", "asyncio")))
+
+    return call
+
+
+def make_grid(kind: str, folder: Path, clock: Clock | None = None) -> Grid:
+    """A grid by its name, on a clock that a test sets."""
+    if kind == "memory":
+        return MemoryGrid(clock)
+    return EmbeddedGrid(Place(folder / "grid", 4 << 20), clock=clock)
+
+
+class Spy:
+    """A grid that notes each call and lets a test step in before and after it.
+
+    Attributes:
+        calls: the names of all calls made, in order.
+        before, after: awaited with the call's name; what they raise is the call's outcome.
+    """
+
+    def __init__(self, inner: Grid) -> None:
+        self.inner = inner
+        self.calls: list[str] = []
+        self.before: Hook | None = None
+        self.after: Hook | None = None
+
+    @property
+    def asked(self) -> list[str]:
+        """The calls that were made for a request, without what runs beside it."""
+        return [name for name in self.calls if name not in BESIDE]
+
+    def step(self, hook: Hook | None) -> None:
+        """Set the same hook before and after each call."""
+        self.before = self.after = hook
+
+    async def _call(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
+        self.calls.append(name)
+        if self.before is not None:
+            await self.before(name)
+        outcome = await call()
+        if self.after is not None:
+            await self.after(name)
+        return outcome
+
+    @property
+    def where(self) -> str:
+        return self.inner.where
+
+    async def open(self) -> None:
+        await self._call("open", self.inner.open)
+
+    async def close(self) -> None:
+        await self._call("close", self.inner.close)
+
+    async def create(
+        self, key: bytes, new: NewRecord, claim: Claim | None = None
+    ) -> Committed | Exists:
+        return await self._call("create", lambda: self.inner.create(key, new, claim))
+
+    async def acquire(
+        self, key: bytes, secret: bytes, claim: Claim
+    ) -> Granted | Busy | QueueFull | Replaced | Missing:
+        return await self._call("acquire", lambda: self.inner.acquire(key, secret, claim))
+
+    async def read(
+        self, key: bytes, secret: bytes, watch: Claim | None = None, seen: bytes | None = None
+    ) -> Found | Busy | QueueFull | Replaced | Missing:
+        return await self._call("read", lambda: self.inner.read(key, secret, watch, seen))
+
+    async def wait(self, key: bytes, token: bytes, seconds: float) -> None:
+        return await self._call("wait", lambda: self.inner.wait(key, token, seconds))
+
+    async def commit(
+        self, key: bytes, token: bytes, change: Change, *, release: bool
+    ) -> Committed | LockLost | Gone:
+        return await self._call(
+            "commit", lambda: self.inner.commit(key, token, change, release=release)
+        )
+
+    async def renew(self, leases: Sequence[tuple[bytes, bytes]], lease: float) -> list[bool]:
+        return await self._call("renew", lambda: self.inner.renew(leases, lease))
+
+    async def release(self, key: bytes, token: bytes) -> Released | LockLost | Gone:
+        return await self._call("release", lambda: self.inner.release(key, token))
+
+    async def touch(self, key: bytes) -> bool:
+        return await self._call("touch", lambda: self.inner.touch(key))
+
+    async def remove(self, key: bytes, token: bytes | None = None) -> Removed | LockLost | Gone:
+        return await self._call("remove", lambda: self.inner.remove(key, token))
+
+    async def sweep(self, limit: int) -> int:
+        return await self._call("sweep", lambda: self.inner.sweep(limit))
+
+
+@contextlib.asynccontextmanager
+async def provider_on(grid: Grid, **options: Any) -> AsyncIterator[SessionProvider]:
+    """A provider on a grid that is there; what it left under way is done at the end."""
+    async with SessionProvider(SessionSettings(**options), grid=grid) as provider:
+        yield provider
+
+
+async def stored(provider: SessionProvider, /, user: str | None = None, **values: Any) -> str:
+    """Store a session; its id."""
+    async with provider.open(None) as session:
+        session.update(values)
+        session.user = user
+        return session.id
+
+
+async def data_of(provider: SessionProvider, session_id: str) -> dict[str, Any]:
+    """What the grid has stored under an id, for whoever reads it next."""
+    async with provider.open(session_id, access="read_only") as session:
+        return dict(session)
+
+
+def identity_of(session_id: str) -> Identity:
+    identity = parse_id(session_id.encode())
+    assert identity is not None
+    return identity
+
+
+async def is_free(grid: Grid, session_id: str) -> bool:
+    """Whether nobody holds the session's lock and nobody waits for it."""
+    _, key, secret = identity_of(session_id)
+    claim = Claim(b"is it free?" + bytes(5), "a look", 30.0, 50)
+    outcome = await grid.acquire(key, secret, claim)
+    await grid.release(key, claim.token)
+    return isinstance(outcome, (Granted, Missing))
