@@ -120,11 +120,11 @@ class Pulse:
 _T = TypeVar("_T")
 
 
-def run(main: Coroutine[Any, Any, _T]) -> _T:
+def run(main: Coroutine[Any, Any, _T], seconds: float = 60.0) -> _T:
     """Run a scenario, which may not hang."""
 
     async def bounded() -> _T:
-        async with asyncio.timeout(100):
+        async with asyncio.timeout(seconds):
             return await main
 
     return asyncio.run(bounded())

@@ -114,6 +114,7 @@ class Farm:
         self.marks = self.folder / "marks"
         self.marks.mkdir(exist_ok=True)
         self._servers: list[Server] = []
+        self._helpers: list[subprocess.Popen[bytes]] = []
 
     def environment(self, app: str = "starlette") -> dict[str, str]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("WEB_", "PYTEST"))}
@@ -158,8 +159,23 @@ class Farm:
     def uvicorn(self, *args: str, app: str = "starlette") -> Server:
         return self.start(*UVICORN, *args, app=app)
 
+    def run_helper(self, module: str, *args: str) -> subprocess.Popen[bytes]:
+        """Start a module that is no server."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *args],
+            cwd=self.folder,
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._helpers.append(process)
+        return process
+
     def end(self) -> None:
         """End whatever is left of all of them."""
+        for helper in self._helpers:
+            helper.kill()
+            helper.wait(STOP_SECONDS)
         for server in self._servers:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGCONT)
