@@ -13,7 +13,7 @@ import psutil
 from gridsession.grids.contract import HAND_OFF_SECONDS
 from tests.farm.client import Pulse, Reply, new_session, post, run, stored, until
 from tests.farm.peek import peek
-from tests.farm.servers import Farm, Server, farm_in
+from tests.farm.servers import Server, farm_in
 
 LEASE = 0.5  # seconds
 SLACK = 1.0  # seconds that two busy cores may cost
@@ -180,12 +180,3 @@ def test_a_lock_is_renewed_for_as_long_as_its_handler_works(tmp_path: Path) -> N
             assert (await stored(other, cookie))["numbers"] == [0, 1, 2]
 
         run(main())
-
-
-def test_a_farm_ends_what_it_started(tmp_path: Path) -> None:
-    """The helpers themselves: a stopped server is killed as well."""
-    with farm_in(tmp_path) as farm:
-        assert isinstance(farm, Farm)
-        server = farm.uvicorn()
-        run(stop(server))
-    assert server.process.returncode == -signal.SIGKILL

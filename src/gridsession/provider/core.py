@@ -65,11 +65,11 @@ class SessionProvider:
             SettingsError: the grid cannot be used as it is set, and will not heal by itself.
             GridUnavailable: it cannot be reached now; calling again later may succeed.
         """
-        if self.is_started:
-            return
-        await self.grid.open()
-        self._started_in = os.getpid()
-        log.info("sessions are kept in %s", self.grid.where)
+        if not self.is_started:
+            await self.grid.open()
+            self._started_in = os.getpid()
+            log.info("sessions are kept in %s", self.grid.where)
+        self.work()  # it sweeps from now on, also where no request ever takes a lock
 
     async def close(self) -> None:
         """Finish what is under way on this event loop, and close the grid that we opened."""
