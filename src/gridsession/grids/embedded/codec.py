@@ -83,6 +83,8 @@ def unpack(raw: bytes) -> Record:
             if record.replaced:
                 record.replaced = [ReplacedSecret(*old) for old in record.replaced]
             return record
+        if type(layout) is not int:
+            raise ValueError
     except (ValueError, TypeError) as error:
         raise GridUnavailable(
             "a record in the embedded grid is damaged; it was left alone"

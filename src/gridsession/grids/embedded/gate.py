@@ -27,6 +27,10 @@ _PID = struct.Struct("<q")
 _SIZE = 4096
 
 
+class GateShut(GridUnavailable):
+    """Another process is inside a transaction and does not come out; nothing was done."""
+
+
 class Gate:
     """The gate of one store, in one process.
 
@@ -54,9 +58,11 @@ class Gate:
             return False
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except BaseException as error:
             self._threads.release()
-            return False
+            if isinstance(error, BlockingIOError):
+                return False
+            raise
         self._map[: _PID.size] = self._own_pid
         return True
 
@@ -64,7 +70,7 @@ class Gate:
         """Enter when it is free, with the event loop running meanwhile.
 
         Raises:
-            GridUnavailable: it was not free for the whole time-out; says whose pid is inside.
+            GateShut: it was not free for the whole time-out; says whose pid is inside.
         """
         for _ in range(_SPINS):
             if self.try_enter():
@@ -93,17 +99,23 @@ class Gate:
         self._threads.release()
 
     def close(self) -> None:
-        self._map.close()
-        os.close(self._fd)
+        """Close; whoever comes later finds it shut."""
+        self._threads.acquire(timeout=self._timeout)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close in a forked child, where the thread lock has no owner to wait for."""
+        fd, self._fd = self._fd, -1
+        os.close(fd)
 
     @property
     def threads(self) -> threading.Lock:
         """Held by whichever thread of this process is inside; taken around a fork."""
         return self._threads
 
-    def _too_long(self) -> GridUnavailable:
+    def _too_long(self) -> GateShut:
         (pid,) = _PID.unpack_from(self._map, 0)
-        return GridUnavailable(
+        return GateShut(
             f"the embedded grid was busy for {self._timeout:g} s: process {pid} is inside a "
             "transaction and does not come out (stopped, or starved of CPU)"
         )

@@ -8,7 +8,6 @@ those that come together share one.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -37,7 +36,7 @@ from gridsession.grids.contract import (
 from gridsession.grids.embedded import codec
 from gridsession.grids.embedded.mailbox import SocketBells
 from gridsession.grids.embedded.place import Place
-from gridsession.grids.embedded.store import Store, close_store, open_store
+from gridsession.grids.embedded.store import Store, close_store, open_store, opening_guard
 from gridsession.grids.embedded.table import LmdbTable
 from gridsession.grids.embedded.writer import Writer
 
@@ -70,7 +69,6 @@ class EmbeddedGrid:
         self._clock: Clock
         self._bells: SocketBells
         self._writer: Writer | None = None
-        self._opening = threading.Lock()
 
     @classmethod
     def from_connection_string(
@@ -95,13 +93,19 @@ class EmbeddedGrid:
             await asyncio.to_thread(self._open)
 
     def _open(self) -> None:
-        with self._opening:
+        with opening_guard:  # not a lock of its own: a fork waits for this one
             if self._usable_store() is not None:
                 return
             store = open_store(self._place, self._timeout)
             if self._store is not None:
                 self._bells.forsake()
-            self._bells = SocketBells(store.path / "bells")
+            try:
+                self._bells = SocketBells(store.path / "bells")
+            except OSError as error:
+                close_store(store)
+                raise GridUnavailable(
+                    f"the embedded grid cannot be opened: {error.strerror}"
+                ) from error
             self._writer = Writer(self._write_group) if store.state.durable else None
             self._clock = self._given_clock or store.clock
             self._store = store
@@ -155,8 +159,16 @@ class EmbeddedGrid:
         return await self._write(operations.commit, self._prefix + key, token, change, release)
 
     async def renew(self, leases: Sequence[tuple[bytes, bytes]], lease: float) -> list[bool]:
-        pairs = [(self._prefix + key, token) for key, token in leases]
-        return await self._write(operations.renew, pairs, lease)
+        return await self._renew([(self._prefix + key, token) for key, token in leases], lease)
+
+    async def _renew(self, pairs: list[tuple[bytes, bytes]], lease: float) -> list[bool]:
+        try:
+            return await self._write(operations.renew, pairs, lease)
+        except GridFull:  # each record in a transaction copies a page: fewer may find room
+            if len(pairs) < 2:
+                raise
+            half = len(pairs) // 2
+        return await self._renew(pairs[:half], lease) + await self._renew(pairs[half:], lease)
 
     async def release(self, key: bytes, token: bytes) -> Released | LockLost | Gone:
         outcome = await self._write(operations.release, self._prefix + key, token)
@@ -174,7 +186,18 @@ class EmbeddedGrid:
         store = await self._opened()
         store.forget_dead_readers()
         due = await self._read(lambda table: table.due(table.now.wall, 1))
-        return await self._write(operations.sweep, limit) if due else 0
+        looked_at, part = 0, limit if due else 0
+        while part:
+            try:
+                found = await self._write(operations.sweep, part)
+            except GridFull:  # as in _renew
+                if part == 1:
+                    raise
+                part //= 2
+                continue
+            looked_at += found
+            part = min(part, limit - looked_at) if found == part else 0
+        return looked_at
 
     # -- transactions ---------------------------------------------------------------------
 
@@ -251,7 +274,9 @@ class EmbeddedGrid:
             try:
                 table = LmdbTable(transaction, self._clock.now(), self._bells)
                 outcomes = [run(table, *arguments) for run, arguments in calls]
-                if table.grew and store.pages_in_use(transaction) > store.full_pages:
+                most = store.full_pages if table.grew else store.brim_pages
+                grew = table.grew or table.swelled
+                if grew and store.pages_in_use(transaction) > most:
                     raise GridFull(
                         f"the embedded grid is full: {store.state.max_size >> 20} MiB; raise "
                         "max_size, or shorten the timeout"
@@ -261,7 +286,11 @@ class EmbeddedGrid:
                 raise
             transaction.commit()
         except lmdb.MapFullError as error:
-            raise GridFull("the embedded grid is full, and has no room to make room") from error
+            if store.env.reader_check():  # what those who died had seen is free now
+                return self._transact(store, calls)
+            raise GridFull(
+                "the embedded grid is full, and has no room to make room" + store.held_up_by()
+            ) from error
         except lmdb.Error as error:
             raise GridUnavailable(f"the embedded grid failed: {error}") from error
         return outcomes, table.rung

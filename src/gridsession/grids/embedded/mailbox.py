@@ -66,12 +66,14 @@ class SocketBells(Bells):
     def ring_at(self, address: bytes, token: bytes) -> None:
         """Ring a ticket's bell, wherever it is. Never fails: a lost bell costs a safety poll."""
         name = address.decode()
-        if any(mailbox.name == name for mailbox in self._mailboxes.values()):
+        # A copy: other threads' loops may come and go meanwhile.
+        if any(mailbox.name == name for mailbox in list(self._mailboxes.values())):
             self.ring(token)
             return
         # Nobody there: its process is dead, and its ticket will be passed over. Queue full: it
-        # has many datagrams to wake up for, and rings all of its waiters then.
-        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError, BlockingIOError):
+        # has many datagrams to wake up for, and rings all of its waiters then. Anything else:
+        # what was done is done, whether it can be told or not.
+        with contextlib.suppress(OSError):
             self._out.sendto(token, self._path(name))
 
     def close(self) -> None:
@@ -91,7 +93,7 @@ class SocketBells(Bells):
     # -- parts ----------------------------------------------------------------------------
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> _Mailbox:
-        for dead in [x for x in self._mailboxes if x.is_closed()]:
+        for dead in [x for x in list(self._mailboxes) if x.is_closed()]:
             self._drop(self._mailboxes.pop(dead))
         name = f"{os.getpid()}.{next(_numbers)}"
         inbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

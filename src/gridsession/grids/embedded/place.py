@@ -14,7 +14,8 @@ from gridsession.errors import SettingsError
 
 DEFAULT_MAX_SIZE = 256 << 20  # bytes; about 100,000 sessions of 1 KiB
 MIN_SIZE = 1 << 20  # bytes; below, the reserve for releases would be a page or two
-_PAGE = 4096
+MAX_SIZE = 1 << 46  # bytes; half of what a process can map
+PAGE = 4096
 _SIZE = re.compile(r"(\d+)\s*(B|KB|MB|GB|TB|KIB|MIB|GIB|TIB)?", re.IGNORECASE)
 _UNITS: dict[str, int] = {"": 1, "B": 1} | {
     prefix + suffix: base**power
@@ -58,6 +59,8 @@ class Place:
                 "connection_string: an embedded grid lies under an absolute path, with three "
                 "slashes: embedded:///var/lib/shop/sessions"
             )
+        if "\0" in unquote(url.path):
+            raise SettingsError("connection_string: a path cannot have a null character")
         options = dict(parse_qsl(url.query, keep_blank_values=True))
         for name in options:
             if name not in _OPTIONS:
@@ -82,7 +85,9 @@ def _parse_size(text: str) -> int:
     size = int(match[1]) * _UNITS[(match[2] or "").upper()]
     if size < MIN_SIZE:
         raise SettingsError(f"connection_string: max_size={text!r} is too small; use 1MiB or more")
-    return -(-size // _PAGE) * _PAGE
+    if size > MAX_SIZE:
+        raise SettingsError(f"connection_string: max_size={text!r} is too large for a file")
+    return -(-size // PAGE) * PAGE
 
 
 def _parse_bool(text: str) -> bool:
@@ -107,6 +112,8 @@ def default_folder() -> Path:
     for parent in (Path(home) / "gridsession", Path(f"/var/tmp/gridsession-{os.geteuid()}")):
         folder = parent / leaf
         try:
+            if not parent.is_absolute():  # no home, or an XDG_STATE_HOME to be ignored
+                raise OSError("it is no absolute path")
             parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.mkdir(mode=0o700, exist_ok=True)
             if is_network(filesystem_of(folder)):

@@ -18,17 +18,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import errno
 import fcntl
-import json
 import logging
 import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import lmdb
@@ -36,10 +32,19 @@ import lmdb
 from gridsession.errors import GridUnavailable, SettingsError
 from gridsession.grids.contract import SystemClock
 from gridsession.grids.embedded.codec import LAYOUT
+from gridsession.grids.embedded.files import (
+    State,
+    fitting_size,
+    opening,
+    read_state,
+    reserve,
+    try_alone,
+    write_state,
+)
 from gridsession.grids.embedded.gate import Gate
 from gridsession.grids.embedded.place import (
-    DEFAULT_MAX_SIZE,
     MIN_SIZE,
+    PAGE,
     Place,
     can_reserve,
     default_folder,
@@ -51,31 +56,10 @@ from gridsession.grids.embedded.place import (
 log = logging.getLogger("gridsession")
 
 _MAX_READERS = 1022  # processes at once, of which each reads with one slot at a time
-_PAGE = 4096
+_LEAST_RESERVE = 48  # pages: a release copies a dozen, and those of the two before are in use yet
 _READER_CHECK_SECONDS = 60.0
+_LONG_READ = 100  # transactions of others; a read takes less than one
 _LOCK_FILE_BYTES = 128 * 1024  # of which LMDB uses 64 bytes a reader
-_SMALL_DISK_SHARE = 4  # of a disk with less room than 4 × the default size, take a quarter
-
-
-@dataclass(frozen=True)
-class State:
-    """What state.json says.
-
-    Attributes:
-        layout: of records and index.
-        max_size: bytes of data.mdb.
-        boot_id: of the system that wrote last.
-        clean: everything was on disk when the last process closed it.
-        durable: every commit was flushed, so that a restart of the system loses nothing.
-        write_map: blocks are reserved, so that writing through the map cannot fail.
-    """
-
-    layout: int
-    max_size: int
-    boot_id: int
-    clean: bool
-    durable: bool
-    write_map: bool
 
 
 class Store:
@@ -87,7 +71,8 @@ class Store:
         gate: to be entered before each write transaction.
         path: the folder.
         state: what it was opened as.
-        full_pages: more pages than this are in use only by what makes room.
+        full_pages: more pages than this are in use by no payloads.
+        brim_pages: more than this, by no locks and tickets; the rest is for what makes room.
     """
 
     def __init__(self, path: Path, place: Place, timeout: float, boot_id: int) -> None:
@@ -98,19 +83,25 @@ class Store:
         self._timeout = timeout
         self._boot_id = boot_id
         self._alone = -1
-        with _opening(path, timeout):
+        with opening(path, timeout):
             self._alone = os.open(path / "users", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                alone = _try_alone(self._alone)
+                alone = try_alone(self._alone)
                 self.state = self._prepare(alone)
                 self.gate = Gate(path / "gate", timeout)
-                self.env = self._open_env()
+                try:
+                    self.env = self._open_env()
+                except BaseException:
+                    self.gate.close()
+                    raise
                 fcntl.flock(self._alone, fcntl.LOCK_SH)
             except BaseException:
                 os.close(self._alone)
                 raise
         self.main = self.env.open_db()
-        self.full_pages = self.state.max_size // _PAGE * 95 // 100
+        pages = self.state.max_size // PAGE
+        reserve = max(pages * 5 // 100, _LEAST_RESERVE)
+        self.full_pages, self.brim_pages = pages - reserve, pages - reserve // 2
         self.clock = SystemClock(boot_id)
         self._readers_due = 0.0
 
@@ -129,55 +120,77 @@ class Store:
             self._readers_due = time.monotonic() + _READER_CHECK_SECONDS
             self.env.reader_check()
 
+    def held_up_by(self) -> str:
+        """Who has been reading for so long that nothing freed since can be used again, in words."""
+        readers = [line.split() for line in self.env.readers().splitlines()[1:]]
+        seen = [(int(txn), pid) for pid, _, txn in readers if txn.isdigit()]
+        if not seen or min(seen)[0] > self.env.info()["last_txnid"] - _LONG_READ:
+            return ""
+        return f": process {min(seen)[1]} is inside a read and does not come out (stopped?)"
+
     def close(self) -> None:
         """Close; the last one out writes everything to disk and says so in state.json."""
-        with contextlib.suppress(GridUnavailable), _opening(self.path, self._timeout):
-            if not self.state.durable:
-                self.env.sync(True)
-            self.env.close()
-            if _try_alone(self._alone):
-                _write_state(self.path, replace(self.state, boot_id=self._boot_id, clean=True))
+        try:
+            with opening(self.path, self._timeout):
+                last = try_alone(self._alone)
+                if last and not self.state.durable:
+                    self.env.sync(True)
+                self.env.close()
+                if last:
+                    write_state(self.path, replace(self.state, boot_id=self._boot_id, clean=True))
+        except (GridUnavailable, OSError, lmdb.Error) as error:
+            log.warning("the embedded grid in %s was not closed in order: %s", self.path, error)
         self.env.close()
         self.gate.close()
         os.close(self._alone)
 
-    def forsake(self) -> None:
-        """In a forked child: let go of what is the parent's, without touching its locks."""
-        self.env.close()
-        self.gate.close()
+    def become_inherited(self) -> None:
+        """In a forked child, at once: a lock outlasts its holder where a child keeps it open."""
+        self.inherited = True
+        self.gate.abandon()
         os.close(self._alone)
+
+    def forsake(self) -> None:
+        """In a forked child, before it opens its own: let go of what is the parent's."""
+        self.env.close()
 
     # -- parts ----------------------------------------------------------------------------
 
     def _prepare(self, alone: bool) -> State:
         """Bring the files into a state in which they can be opened."""
         path, place = self.path, self.place
-        state = _read_state(path)
+        data = path / "data.mdb"
+        state = read_state(path)
         if state is not None and state.layout != LAYOUT:
             raise GridUnavailable(
                 f"the embedded grid in {path} has layout {state.layout}, and this release reads "
                 f"{LAYOUT}: another release of gridsession wrote it; it was left alone"
             )
-        if state is None and (path / "data.mdb").exists():
-            if not alone:
-                raise GridUnavailable(f"state.json is missing in {path}, which is in use")
+        if not alone and (state is None or not data.exists()):
+            raise GridUnavailable(f"files are missing in {path}, which is in use")
+        if state is None and data.exists():
             self._move_aside("its state.json is missing or unreadable")
         torn = state is not None and not state.clean and not state.durable
         if torn and state is not None and state.boot_id != self._boot_id:
             self._move_aside("the system restarted while it was in use and not durable")
             state = None
-        if state is None:
+        if state is None or not data.exists():
             state = self._create()
         elif place.max_size not in (None, state.max_size):
             state = self._resize(state, alone)
+        elif alone and state.write_map:  # copied or restored, a file may have holes
+            with open(data, "r+b") as file:
+                reserve(file.fileno(), state.max_size, path)
         if alone or state.clean or state.durable != place.durable:
             if not alone and state.durable != place.durable:
                 raise SettingsError(
                     f"connection_string: durable={str(place.durable).lower()}, and another "
                     f"process has {path} open otherwise; all must say the same"
                 )
-            state = replace(state, boot_id=self._boot_id, clean=False, durable=place.durable)
-            _write_state(path, state)
+            opened = replace(state, boot_id=self._boot_id, clean=False, durable=place.durable)
+            if opened != read_state(path):
+                write_state(path, opened)
+            state = opened
         if alone:
             shutil.rmtree(path / "bells", ignore_errors=True)
         (path / "bells").mkdir(mode=0o700, exist_ok=True)
@@ -186,19 +199,21 @@ class Store:
     def _create(self) -> State:
         path = self.path
         write_map = can_reserve(filesystem_of(path))
-        size = self.place.max_size or _fitting_size(path)
+        size = self.place.max_size or fitting_size(path)
         fresh = path / "fresh"
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(mode=0o700)
         try:
-            lmdb.open(str(fresh), map_size=size, max_readers=_MAX_READERS, mode=0o600).close()
+            lmdb.open(str(fresh), map_size=MIN_SIZE, max_readers=_MAX_READERS, mode=0o600).close()
             with open(fresh / "data.mdb", "r+b") as file:
-                file.truncate(size)
-                write_map = write_map and _reserve(file.fileno(), size, path)
+                write_map = write_map and reserve(file.fileno(), size, path)
+                if not write_map:
+                    file.truncate(size)
             with open(fresh / "lock.mdb", "r+b") as file:
-                _reserve(file.fileno(), _LOCK_FILE_BYTES, path)
+                reserve(file.fileno(), _LOCK_FILE_BYTES, path)
             state = State(LAYOUT, size, self._boot_id, False, self.place.durable, write_map)
-            for name in ("lock.mdb", "data.mdb"):
+            write_state(fresh, state)  # now, since the disk may have no room left for it
+            for name in ("state.json", "lock.mdb", "data.mdb"):  # without data it is made anew
                 os.replace(fresh / name, path / name)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -218,10 +233,12 @@ class Store:
             )
             return state
         with open(self.path / "data.mdb", "r+b") as file:
-            if state.write_map:
-                _reserve(file.fileno(), wanted, self.path)
-            else:
-                file.truncate(wanted)
+            try:
+                if not state.write_map or not reserve(file.fileno(), wanted, self.path):
+                    file.truncate(wanted)
+            except BaseException:
+                file.truncate(state.max_size)
+                raise
         return replace(state, max_size=wanted)
 
     def _move_aside(self, why: str) -> None:
@@ -257,7 +274,7 @@ class Store:
 
 _stores: dict[Path, Store] = {}
 _inherited: list[Store] = []
-_guard = threading.RLock()
+opening_guard = threading.RLock()
 
 
 def open_store(place: Place, timeout: float, boot_id: int | None = None) -> Store:
@@ -267,7 +284,7 @@ def open_store(place: Place, timeout: float, boot_id: int | None = None) -> Stor
         SettingsError: it cannot be there, or not like this.
         GridUnavailable: it is busy, or of another layout.
     """
-    with _guard:
+    with opening_guard:
         while _inherited:  # closed before anything is opened: LMDB allows no file to be open twice
             _inherited.pop().forsake()
         path = Path(os.path.realpath(place.path or default_folder()))
@@ -289,7 +306,7 @@ def open_store(place: Place, timeout: float, boot_id: int | None = None) -> Stor
 
 def close_store(store: Store) -> None:
     """Give a store back; the last user of this process closes it."""
-    with _guard:
+    with opening_guard:
         store.users -= 1
         if store.users == 0 and _stores.get(store.path) is store:
             del _stores[store.path]
@@ -297,7 +314,7 @@ def close_store(store: Store) -> None:
 
 
 def _close_at_exit() -> None:
-    with _guard:
+    with opening_guard:
         for store in list(_stores.values()):
             store.users = 1
             close_store(store)
@@ -305,7 +322,7 @@ def _close_at_exit() -> None:
 
 def _before_fork() -> None:
     # No transaction may be open at that moment: the child would close it, and its mutex with it.
-    _guard.acquire()
+    opening_guard.acquire()
     for store in _stores.values():
         store.gate.threads.acquire()
 
@@ -313,15 +330,15 @@ def _before_fork() -> None:
 def _in_parent() -> None:
     for store in _stores.values():
         store.gate.threads.release()
-    _guard.release()
+    opening_guard.release()
 
 
 def _in_child() -> None:
     for store in _stores.values():
-        store.inherited = True
+        store.become_inherited()
         _inherited.append(store)
     _stores.clear()
-    _guard.release()
+    opening_guard.release()
 
 
 atexit.register(_close_at_exit)
@@ -342,103 +359,3 @@ def _check_folder(path: Path) -> None:
 def _unusable(path: Path, error: Exception) -> SettingsError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return SettingsError(f"connection_string: the embedded grid cannot use {path}: {reason}")
-
-
-# -- files ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _opening(path: Path, timeout: float) -> Iterator[None]:
-    """One process at a time opens or closes a store."""
-    fd = os.open(path / "opening", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        end = time.monotonic() + max(timeout, 5.0)  # opening writes to disk, which may be slow
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    pid = os.pread(fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
-                    raise GridUnavailable(
-                        f"the embedded grid in {path} is being opened by process {pid}, which "
-                        "does not get on with it"
-                    ) from None
-                time.sleep(0.005)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, str(os.getpid()).encode(), 0)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _try_alone(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _read_state(path: Path) -> State | None:
-    try:
-        raw = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if raw["layout"] != LAYOUT:  # its other fields may be others
-            return State(int(raw["layout"]), 0, 0, False, False, False)
-        return State(**raw)
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, KeyError) as error:
-        log.warning("state.json in %s cannot be read: %s", path, type(error).__name__)
-        return None
-
-
-def _write_state(path: Path, state: State) -> None:
-    fresh = path / "state.json.new"
-    with open(fresh, "w", encoding="utf-8") as file:
-        json.dump(asdict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(fresh, path / "state.json")
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _reserve(fd: int, size: int, path: Path) -> bool:
-    """Give a file all its blocks, or else writing through a map to a full disk kills the process.
-
-    False where that can't be done.
-    """
-    try:
-        os.posix_fallocate(fd, 0, size)
-    except AttributeError:  # macOS
-        return False
-    except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
-            return False
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free = shutil.disk_usage(path).free
-            raise SettingsError(
-                f"connection_string: the embedded grid needs {size >> 20} MiB reserved in {path}, "
-                f"and {free >> 20} MiB are free there; make room, or set a smaller max_size"
-            ) from error
-        raise
-    return True
-
-
-def _fitting_size(path: Path) -> int:
-    free = shutil.disk_usage(path).free
-    if free >= _SMALL_DISK_SHARE * DEFAULT_MAX_SIZE:
-        return DEFAULT_MAX_SIZE
-    size = max(free // _SMALL_DISK_SHARE // _PAGE * _PAGE, MIN_SIZE)
-    log.warning(
-        "the embedded grid takes %d MiB instead of %d, since %s has only %d MiB free",
-        size >> 20,
-        DEFAULT_MAX_SIZE >> 20,
-        path,
-        free >> 20,
-    )
-    return size

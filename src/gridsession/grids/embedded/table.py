@@ -22,10 +22,11 @@ class LmdbTable:
 
     Attributes:
         address: the caller's bell, where it had to be made beforehand.
-        grew: a payload was stored, so that the file may have become too full.
+        grew: a larger payload was stored, so that the file may have become too full.
+        swelled: a record became longer, by a lock, a ticket, a commit's token.
     """
 
-    __slots__ = ("_bells", "_txn", "address", "grew", "now", "rung")
+    __slots__ = ("_bells", "_loaded", "_txn", "address", "grew", "now", "rung", "swelled")
 
     def __init__(self, transaction: lmdb.Transaction, now: Now, bells: SocketBells) -> None:
         self._txn = transaction
@@ -33,19 +34,24 @@ class LmdbTable:
         self.address: bytes | None = None
         self.now = now
         self.rung: list[tuple[bytes, bytes]] = []
-        self.grew = False
+        self.grew = self.swelled = False
+        self._loaded = 0  # bytes of the record that was loaded last
 
     def load(self, key: bytes) -> Record | None:
         raw: bytes | None = self._txn.get(RECORD + key + HEAD)  # type: ignore[assignment]
         if raw is None:
             return None
+        self._loaded = len(raw)
         record = codec.unpack(raw)
         if record.boot_id != self.now.boot_id:
             record.enter_boot(self.now.boot_id)
         return record
 
     def save(self, key: bytes, record: Record) -> None:
-        self._txn.put(RECORD + key + HEAD, codec.pack(record))
+        packed = codec.pack(record)
+        if len(packed) > self._loaded:
+            self.swelled = True
+        self._txn.put(RECORD + key + HEAD, packed)
 
     def payload(self, key: bytes) -> bytes:
         payload: bytes = self._txn.get(RECORD + key + PAYLOAD, b"")  # type: ignore[assignment]

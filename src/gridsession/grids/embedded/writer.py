@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
+
+from gridsession.errors import GridUnavailable
+from gridsession.grids.embedded.gate import GateShut
 
 _MOST = 256  # calls that share a transaction; what comes later waits for the next
 
@@ -29,6 +33,7 @@ class Writer:
 
     def __init__(self, transaction: Callable[[list[Callable[[Any], Any]]], list[Any]]) -> None:
         self._transaction = transaction
+        self._closed = False
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="gridsession-writer", daemon=True)
         self._thread.start()
@@ -37,6 +42,8 @@ class Writer:
         """The outcome of a call, once it is on disk. Cancelled, it may have happened."""
         call = _Call(run, Future())
         self._calls.put(call)
+        if self._closed:
+            self._refuse_queued(GridUnavailable("the embedded grid is closed"))
         return await asyncio.wrap_future(call.future)
 
     def close(self) -> None:
@@ -47,22 +54,28 @@ class Writer:
     def _run(self) -> None:
         while (group := self._next_group()) is not None:
             self._settle(group)
+        self._closed = True
+        self._refuse_queued(GridUnavailable("the embedded grid is closed"))
 
     def _next_group(self) -> list[_Call] | None:
         first = self._calls.get()
-        if first is None:
-            return None
-        group = [first]
-        while len(group) < _MOST:
-            try:
+        return None if first is None else [first, *self._queued(_MOST - 1)]
+
+    def _queued(self, most: int) -> list[_Call]:
+        """What waits by now, without waiting for more."""
+        calls: list[_Call] = []
+        with contextlib.suppress(queue.Empty):
+            while len(calls) < most:
                 call = self._calls.get_nowait()
-            except queue.Empty:
-                break
-            if call is None:
-                self._calls.put(None)  # for after this group
-                break
-            group.append(call)
-        return group
+                if call is None:
+                    self._calls.put(None)  # for after these
+                    break
+                calls.append(call)
+        return calls
+
+    def _refuse_queued(self, error: GridUnavailable) -> None:
+        while group := self._queued(_MOST):
+            _refuse(group, error)
 
     def _settle(self, group: list[_Call]) -> None:
         # A caller that was cancelled before its turn has asked for nothing.
@@ -71,6 +84,11 @@ class Writer:
     def _carry_out(self, group: list[_Call]) -> None:
         try:
             outcomes = self._transaction([call.run for call in group])
+        except GateShut as error:
+            # No fault of any of them: tried one by one, the last would wait for minutes.
+            _refuse(group, error)
+            self._refuse_queued(error)
+            return
         except BaseException as error:  # whatever it is, it is the callers' to see
             if len(group) == 1:
                 group[0].future.set_exception(error)
@@ -80,3 +98,9 @@ class Writer:
             return
         for call, outcome in zip(group, outcomes, strict=True):
             call.future.set_result(outcome)
+
+
+def _refuse(group: list[_Call], error: GridUnavailable) -> None:
+    for call in group:
+        if call.future.running() or call.future.set_running_or_notify_cancel():
+            call.future.set_exception(type(error)(str(error)))
