@@ -15,6 +15,7 @@ from gridsession.identity import SameSite, default_cookie_name
 
 _DAY = 86_400.0
 MAX_TIMEOUT = 3650 * _DAY  # seconds
+_DEFAULT_TIMEOUT = 1200.0  # ASP.NET: 20 minutes
 
 
 class Access(StrEnum):
@@ -48,7 +49,7 @@ class Use(NamedTuple):
                 "read_only wait_for_writer, none"
             )
         if flags and name != Access.READ_ONLY:
-            raise SettingsError(f"wait_for_writer goes with read_only, not with {name}")
+            raise SettingsError(f"access {text!r}: wait_for_writer goes with read_only only")
         return cls(Access(name), bool(flags))
 
 
@@ -65,12 +66,16 @@ class AccessRules:
 
     @staticmethod
     def _compile(pattern: str) -> tuple[str | None, re.Pattern[str]]:
-        method, _, path = pattern.rpartition(" ")
+        method, _, path = pattern.rpartition(" ") if isinstance(pattern, str) else ("", "", "")
         if not path.startswith(("/", "*")) or (method and not method.isalpha()):
             raise SettingsError(
                 f"access rule {pattern!r} is unreadable; write '/path/*' or 'GET /path/*'"
             )
-        expression = ".*".join(map(re.escape, path.split("*")))
+        # Each part but the last is taken where it comes first, for good: a path that almost
+        # matches a rule with several stars costs no more than one that does.
+        first, *parts = map(re.escape, path.split("*"))
+        last = f".*{parts.pop()}" if parts else ""
+        expression = first + "".join(f"(?>.*?{part})" for part in parts) + last
         return method.upper() or None, re.compile(expression, re.DOTALL)
 
     def use_of(self, method: str, path: str) -> Use:
@@ -124,7 +129,7 @@ class SessionSettings:
 
     connection_string: str = field(default="embedded:", repr=False)
     namespace: str = "/"
-    timeout: float | timedelta = 1200.0
+    timeout: float | timedelta = _DEFAULT_TIMEOUT
     absolute_timeout: float | timedelta | None = None
     access: str | Mapping[str, str] = "exclusive"
     session_cookie: str | None = None
@@ -146,8 +151,9 @@ class SessionSettings:
 
     def __post_init__(self) -> None:
         put = object.__setattr__
-        if self.timeout == 1200.0 and isinstance(self.max_age, int) and self.max_age > 0:
-            put(self, "timeout", float(self.max_age))
+        # "is": who says 1200 means it.
+        if self.timeout is _DEFAULT_TIMEOUT and isinstance(self.max_age, int) and self.max_age > 0:
+            put(self, "timeout", float(min(self.max_age, MAX_TIMEOUT)))
         for name, low, high in _SECONDS:
             put(self, name, _checked_seconds(name, getattr(self, name), low, high))
         for name, kinds, what in _KINDS:
@@ -195,9 +201,9 @@ class SessionSettings:
     @property
     def cookie_name(self) -> str:
         """The cookie's name after its default is worked out."""
-        return self.session_cookie or default_cookie_name(
-            https_only=self.https_only, path=self.path, domain=self.domain
-        )
+        if self.session_cookie is not None:
+            return self.session_cookie
+        return default_cookie_name(https_only=self.https_only, path=self.path, domain=self.domain)
 
     def access_rules(self) -> AccessRules:
         """The access option, ready to be asked."""
@@ -238,8 +244,10 @@ def seconds(value: float | timedelta) -> float:
 
 def redacted(connection_string: str) -> str:
     """A connection string without its credentials and options, for logs and errors."""
-    shown = re.sub(r"//[^/?#]*@", "//***@", connection_string)
-    return re.sub(r"([?;]).*", r"\1***", shown)
+    # A password that nobody encoded may hold any character: what ends at the last @ is hidden.
+    shown = re.sub(r"^([\w+.-]*:(?://)?|).*@", r"\1***@", connection_string, flags=re.DOTALL)
+    shown = re.sub(r"^([^:?;@]*=)[^;]*", r"\1***", shown)
+    return re.sub(r"([?;]).*", r"\1***", shown, flags=re.DOTALL)
 
 
 _MIN_RENEWAL = 0.01  # seconds between two renewals of a lease
@@ -276,8 +284,8 @@ _LEAST = (("request_queue_limit_per_session", 1), ("max_payload_bytes", 64))
 
 
 def _wrong(name: str, value: object, wanted: str) -> SettingsError:
-    shown = redacted(value) if name == "connection_string" and isinstance(value, str) else value
-    return SettingsError(f"{name}={shown!r} cannot be used: it must be {wanted}")
+    shown = f"<{type(value).__name__}>" if name == "connection_string" else repr(value)
+    return SettingsError(f"{name}={shown} cannot be used: it must be {wanted}")
 
 
 def _checked_seconds(name: str, value: object, low: float, high: float) -> float | None:
@@ -285,7 +293,7 @@ def _checked_seconds(name: str, value: object, low: float, high: float) -> float
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float, timedelta)):
         raise _wrong(name, value, "a number of seconds or a timedelta")
-    number = seconds(value)
+    number = value.total_seconds() if isinstance(value, timedelta) else value
     if not low < number <= high:
         raise _wrong(name, value, f"more than {low:g} and at most {high:g} seconds")
-    return number
+    return float(number)

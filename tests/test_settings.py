@@ -1,0 +1,323 @@
+"""Every option refuses what cannot work, by name, with what would; nothing shows a password."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from gridsession import Access, SessionProvider, SessionSettings, SettingsError
+from gridsession.settings import MAX_TIMEOUT, AccessRules, Use, redacted
+
+# -- values that cannot be used -----------------------------------------------------------------
+
+SECONDS = (
+    "timeout",
+    "absolute_timeout",
+    "lock_lease",
+    "lock_wait_timeout",
+    "execution_timeout",
+    "grid_timeout",
+    "sweep_interval",
+)
+HIGHEST = {
+    "timeout": MAX_TIMEOUT,
+    "absolute_timeout": MAX_TIMEOUT,
+    "lock_lease": 3600.0,
+    "lock_wait_timeout": 3600.0,
+    "execution_timeout": 86_400.0,
+    "grid_timeout": 60.0,
+    "sweep_interval": 3600.0,
+}
+BAD: list[tuple[str, Any, str]] = [
+    *((name, bad, "a number of seconds or a timedelta") for name in SECONDS for bad in ("5", True)),
+    *((name, None, "a number of seconds") for name in SECONDS if name != "absolute_timeout"),
+    *(
+        (name, bad, f"more than 0 and at most {HIGHEST[name]:g} seconds")
+        for name in SECONDS
+        for bad in (0, -1.5, float("nan"), float("inf"), HIGHEST[name] * 1.01, 10**400)
+    ),
+    *((name, timedelta(0), "more than 0") for name in SECONDS),
+    ("lock_lease", 0.03, "more than 0.03 s"),
+    ("connection_string", None, "a str"),
+    ("connection_string", b"memory:", "a str"),
+    ("namespace", None, "a str"),
+    ("namespace", "", "not empty"),
+    ("access", None, "a str or a mapping"),
+    ("access", ["/x"], "a str or a mapping"),
+    ("access", "exclusiv", "use one of: exclusive, read_only, read_only wait_for_writer, none"),
+    ("access", "", "use one of: exclusive"),
+    ("access", "read_only soon", "use one of: exclusive"),
+    ("access", "exclusive wait_for_writer", "goes with read_only only"),
+    ("access", {"/x": "sometimes"}, "use one of: exclusive"),
+    ("access", {"/x": None}, "use one of: exclusive"),
+    ("access", {"x": "none"}, "write '/path/*' or 'GET /path/*'"),
+    ("access", {"GET  /x": "none"}, "write '/path/*'"),
+    ("access", {"G3T /x": "none"}, "write '/path/*'"),
+    ("access", {"": "none"}, "write '/path/*'"),
+    ("access", {5: "none"}, "write '/path/*'"),
+    ("session_cookie", 5, "a str, or None"),
+    ("session_cookie", "", "letters, digits and"),
+    ("session_cookie", "my session", "letters, digits and"),
+    ("session_cookie", "a=b", "letters, digits and"),
+    ("session_cookie", "a;b", "letters, digits and"),
+    ("session_cookie", "sitzung\n", "letters, digits and"),
+    ("session_cookie", "séance", "letters, digits and"),
+    ("session_cookie", "__Host-id", "unless https_only is on"),
+    ("session_cookie", "__Secure-id", "without https_only"),
+    ("max_age", 1.5, "a whole number of seconds, or None"),
+    ("max_age", True, "a whole number of seconds, or None"),
+    ("max_age", "60", "a whole number of seconds, or None"),
+    ("path", None, "a str"),
+    ("path", "shop", "begins with '/'"),
+    ("path", "", "begins with '/'"),
+    ("path", "/a; Domain=evil", "without ';'"),
+    ("path", "/a\r\nSet-Cookie: x=y", "without ';'"),
+    ("domain", 5, "a str, or None"),
+    ("domain", "a.b; Path=/", "without ';'"),
+    ("domain", "exämple.com", "without ';'"),
+    ("same_site", "Lax", "one of 'lax', 'strict', 'none'"),
+    ("same_site", None, "one of 'lax'"),
+    ("same_site", "none", "unless https_only is on"),
+    ("https_only", "yes", "True or False"),
+    ("https_only", 1, "True or False"),
+    ("partitioned", None, "True or False"),
+    ("partitioned", True, "unless https_only is on"),
+    ("rolling", 0, "True or False"),
+    ("request_queue_limit_per_session", 0, "at least 1"),
+    ("request_queue_limit_per_session", 2.0, "a whole number"),
+    ("request_queue_limit_per_session", True, "a whole number"),
+    ("max_payload_bytes", 63, "at least 64"),
+    ("max_payload_bytes", "1MiB", "a whole number of bytes"),
+    ("if_unreachable_at_start", "wait", "one of 'serve', 'fail'"),
+    ("if_unreachable_at_start", None, "one of 'serve', 'fail'"),
+]
+
+
+@pytest.mark.parametrize(("name", "bad", "allowed"), BAD)
+def test_a_bad_value_is_refused_by_name_and_with_what_is_allowed(
+    name: str, bad: Any, allowed: str
+) -> None:
+    with pytest.raises(SettingsError) as raised:
+        SessionSettings.of({name: bad})
+    text = str(raised.value)
+    assert name in text
+    assert allowed in text
+    assert isinstance(raised.value, ValueError)
+
+
+def test_every_option_has_a_bad_value_here() -> None:
+    assert {name for name, _, _ in BAD} == {f.name for f in dataclasses.fields(SessionSettings)}
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("timout", "timeout"),
+        ("conection_string", "connection_string"),
+        ("samesite", "same_site"),
+        ("cookie", "session_cookie"),
+        ("httpsonly", "https_only"),
+        ("request_queue_limit", "request_queue_limit_per_session"),
+    ],
+)
+def test_an_unknown_option_is_told_its_neighbour(name: str, near: str) -> None:
+    with pytest.raises(SettingsError, match=f"no option '{name}'; did you mean '{near}'"):
+        SessionSettings.of({name: "redis://:hunter2@host"})
+
+
+def test_an_option_far_from_all_is_shown_them_all() -> None:
+    with pytest.raises(SettingsError, match="no option 'zzz'; there are:") as raised:
+        SessionSettings.of({"zzz": 1})
+    for option in dataclasses.fields(SessionSettings):
+        assert option.name in str(raised.value)
+
+
+# -- values that can ----------------------------------------------------------------------------
+
+
+def test_times_are_seconds_or_timedelta() -> None:
+    settings = SessionSettings(
+        timeout=timedelta(minutes=5), absolute_timeout=timedelta(hours=1), lock_lease=3
+    )
+    assert (settings.timeout, settings.absolute_timeout, settings.lock_lease) == (300, 3600, 3)
+    assert type(settings.lock_lease) is float
+    for name, highest in HIGHEST.items():
+        assert getattr(SessionSettings.of({name: highest}), name) == highest
+        assert getattr(SessionSettings.of({name: timedelta(seconds=9)}), name) == 9.0
+
+
+@pytest.mark.parametrize(
+    ("options", "timeout"),
+    [
+        ({}, 1200.0),
+        ({"max_age": 60}, 60.0),
+        ({"max_age": 0}, 1200.0),
+        ({"max_age": -1}, 1200.0),
+        ({"max_age": 60, "timeout": 5}, 5.0),
+        ({"max_age": 60, "timeout": float("1200")}, 1200.0),
+        ({"max_age": 60, "timeout": timedelta(minutes=20)}, 1200.0),
+        ({"max_age": 10**400}, MAX_TIMEOUT),
+    ],
+)
+def test_a_positive_max_age_is_the_timeout_unless_one_is_given(
+    options: dict[str, Any], timeout: float
+) -> None:
+    assert SessionSettings.of(options).timeout == timeout
+
+
+def test_settings_are_one_frozen_value() -> None:
+    settings = SessionSettings(namespace="shop")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.timeout = 5  # type: ignore[misc]
+    assert dataclasses.replace(settings, timeout=5).namespace == "shop"
+    assert settings == SessionSettings(namespace="shop")
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "session"),
+        ({"https_only": True}, "__Host-session"),
+        ({"https_only": True, "path": "/shop"}, "session"),
+        ({"https_only": True, "domain": "example.com"}, "session"),
+        ({"https_only": True, "session_cookie": "sid"}, "sid"),
+        ({"https_only": True, "session_cookie": "__Secure-sid", "path": "/a"}, "__Secure-sid"),
+        ({"session_cookie": "-_.!#$&^~09azAZ"}, "-_.!#$&^~09azAZ"),
+    ],
+)
+def test_cookie_name(options: dict[str, Any], name: str) -> None:
+    assert SessionSettings.of(options).cookie_name == name
+
+
+@pytest.mark.parametrize("wrong", [{"path": "/shop"}, {"domain": "a.b"}, {"https_only": False}])
+def test_a_host_cookie_that_browsers_refuse_is_refused(wrong: dict[str, Any]) -> None:
+    options = {"session_cookie": "__Host-id", "https_only": True} | wrong
+    with pytest.raises(SettingsError, match=r"browsers refuse a __Host- cookie"):
+        SessionSettings.of(options)
+
+
+# -- access rules -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "use"),
+    [
+        ("exclusive", Use(Access.EXCLUSIVE)),
+        ("read_only", Use(Access.READ_ONLY)),
+        ("read_only wait_for_writer", Use(Access.READ_ONLY, wait_for_writer=True)),
+        ("none", Use(Access.NONE)),
+    ],
+)
+def test_uses(text: str, use: Use) -> None:
+    assert Use.parse(text) == use
+    assert SessionSettings(access=text).access_rules().use_of("GET", "/") == use
+
+
+RULES = {
+    "GET /catalog/*": "read_only",
+    "/catalog/*": "none",
+    "post /a*z": "none",
+    "/exact": "none",
+    "/a.b": "read_only",
+    "*.css": "none",
+    "/x/*/y/*": "read_only wait_for_writer",
+    "/*": "read_only",
+}
+
+
+@pytest.mark.parametrize(
+    ("request_line", "use"),
+    [
+        ("GET /catalog/1", "read_only"),
+        ("GET /catalog/1/2", "read_only"),
+        ("GET /catalog/", "read_only"),
+        ("POST /catalog/1", "none"),
+        ("HEAD /catalog/1", "none"),
+        ("GET /catalog", "read_only"),
+        ("POST /abcz", "none"),
+        ("POST /az", "none"),
+        ("GET /az", "read_only"),
+        ("GET /exact", "none"),
+        ("GET /exact/", "read_only"),
+        ("GET /a.b", "read_only"),
+        ("GET /deep/down/style.css", "none"),
+        ("GET /x/1/y/2", "read_only wait_for_writer"),
+        ("GET /x/1/2/y/3/y/4\n5", "read_only wait_for_writer"),
+        ("GET /x/1/y", "read_only"),
+        ("OPTIONS *", "exclusive"),
+        ("GET no-slash", "exclusive"),
+    ],
+)
+def test_the_first_rule_that_matches_wins(request_line: str, use: str) -> None:
+    method, _, path = request_line.partition(" ")
+    rules = SessionSettings(access=RULES).access_rules()
+    assert rules.use_of(method, path) == Use.parse(use)
+
+
+def test_what_no_rule_matches_has_the_default() -> None:
+    assert SessionSettings(access={"/a": "none"}).access_rules().use_of("GET", "/b") == Use(
+        Access.EXCLUSIVE
+    )
+    assert AccessRules(Use(Access.NONE), {"/a": "read_only"}).use_of("GET", "/b").access == "none"
+
+
+def test_a_hostile_path_costs_a_rule_little() -> None:
+    rules = SessionSettings(access={"/*/x/*/x/*/y": "none"}).access_rules()
+    began = time.perf_counter()
+    for path in ("/" + "/x/" * 20_000, "/x" * 30_000, "/x/" * 20_000 + "y\n"):
+        rules.use_of("GET", path)
+    assert time.perf_counter() - began < 1.0  # a regular expression of plain stars takes minutes
+
+
+# -- secrets ------------------------------------------------------------------------------------
+
+SECRET_STRINGS = [
+    "redis://:hunter2@host:6379/0",
+    "redis://ann:hunter2@host",
+    "rediss://ann:hun/ter2@host",
+    "redis://ann:hun#ter2@host/0",
+    "redis://ann:hun?ter2@host/0",
+    "redis://ann:hunter2@h@ost/0",
+    "redis://ann:hun\nter2@host/0",
+    "redis:ann:hunter2@host",
+    "ann:hunter2@host",
+    "redis://host?password=hunter2",
+    "redis://host/0?a=1&password=hunter2\n&b=2",
+    "redis+sentinel://:hunter2@h1,h2/service",
+    "bootstrapGateways=h:721;password=hunter2;useSecure=true",
+    "password=hunter2;bootstrapGateways=h:721",
+]
+
+
+@pytest.mark.parametrize("secret", SECRET_STRINGS)
+def test_a_connection_string_is_shown_without_its_secrets(secret: str) -> None:
+    settings = SessionSettings(connection_string=secret)
+    for text in (redacted(secret), repr(settings), str(settings), f"{settings}"):
+        assert "unter" not in text
+        assert "ter2" not in text
+        assert "***" in text
+    if secret.startswith("redis"):
+        with pytest.raises(SettingsError, match="no grid for the scheme 'redis") as raised:
+            SessionProvider(settings)
+        assert "ter2" not in str(raised.value)
+
+
+def test_what_is_no_secret_is_shown() -> None:
+    assert redacted("redis://:pw@host:6379/0") == "redis://***@host:6379/0"
+    assert redacted("embedded:///var/lib/shop?max_size=1GiB") == "embedded:///var/lib/shop?***"
+    assert redacted("memory://") == "memory://"
+    assert redacted("redis+sentinel://h1,h2/service") == "redis+sentinel://h1,h2/service"
+    assert repr(SessionSettings()) == "SessionSettings()"
+    shown = repr(SessionSettings(namespace="shop", timeout=5))
+    assert shown == "SessionSettings(namespace='shop', timeout=5.0)"
+
+
+@pytest.mark.parametrize("secret", [b"redis://:hunter2@h", ["redis://:hunter2@h"]])
+def test_a_connection_string_of_another_type_is_not_shown(secret: Any) -> None:
+    with pytest.raises(SettingsError, match="connection_string=<") as raised:
+        SessionSettings(connection_string=secret)
+    assert "hunter2" not in str(raised.value)
