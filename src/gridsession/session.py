@@ -48,8 +48,8 @@ class Phase(Enum):
     NOT_AVAILABLE = "not_available"
 
 
-# Looked up at each access to a session, and an Enum's members are slow to find.
-_WRITABLE, _NOT_AVAILABLE = Phase.WRITABLE, Phase.NOT_AVAILABLE
+# Looked up at each write, and an Enum's members are slow to find.
+_WRITABLE = Phase.WRITABLE
 
 
 class Bound(Protocol):
@@ -226,8 +226,6 @@ class Session(dict[str, Any]):
     # -- reading --------------------------------------------------------------------------
 
     def _read(self) -> None:
-        if self._phase is _NOT_AVAILABLE:
-            raise SessionNotAvailable
         self.accessed = True
 
     mark_accessed = _read
@@ -245,18 +243,18 @@ class Session(dict[str, Any]):
             self._decode(key)
 
     def __getitem__(self, key: str) -> Any:
-        self._read()
+        self.accessed = True
         value = dict.__getitem__(self, key)
         return self._decode(key) if value is _UNDECODED else value
 
     def get(self, key: str, default: Any = None) -> Any:
-        self._read()
+        self.accessed = True
         value = dict.get(self, key, default)
         return self._decode(key) if value is _UNDECODED else value
 
     def __contains__(self, key: object) -> bool:
-        self._read()
-        return super().__contains__(key)
+        self.accessed = True
+        return dict.__contains__(self, key)
 
     def __len__(self) -> int:
         self._read()
@@ -445,3 +443,21 @@ class Session(dict[str, Any]):
             or self._user != self._stored_user
             or self._timeout != self._stored_timeout
         )
+
+
+class NoSession(Session):
+    """What a request has whose access is `none`: whatever it is used for, it raises."""
+
+    def _read(self) -> NoReturn:
+        raise SessionNotAvailable
+
+    mark_accessed = _read
+
+    def __getitem__(self, key: str) -> NoReturn:
+        raise SessionNotAvailable
+
+    def get(self, key: str, default: Any = None) -> NoReturn:
+        raise SessionNotAvailable
+
+    def __contains__(self, key: object) -> NoReturn:
+        raise SessionNotAvailable

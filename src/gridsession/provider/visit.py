@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -32,7 +32,6 @@ from gridsession.grids.contract import (
     Committed,
     Exists,
     Found,
-    Gone,
     Granted,
     LockLost,
     Missing,
@@ -50,7 +49,7 @@ from gridsession.identity import (
     parse_id,
     rotated_id,
 )
-from gridsession.session import Delta, Phase, Session
+from gridsession.session import Delta, NoSession, Phase, Session
 from gridsession.settings import Access, Use
 
 if TYPE_CHECKING:
@@ -78,17 +77,18 @@ class Visit:
     __slots__ = (
         "_came_as",
         "_claim",
+        "_commits",
         "_grid",
         "_holds",
         "_id_text",
         "_identity",
         "_provider",
         "_stored",
-        "_use",
         "_work",
         "cookie",
         "cookie_can_be_sent",
         "session",
+        "use",
     )
 
     def __init__(
@@ -97,16 +97,18 @@ class Visit:
         self._provider = provider
         self._work = provider.work()
         self._grid = provider.grid
-        self._use = use
+        self.use = use
         self._identity = parse_id(session_id) if session_id is not None else None
         self._id_text = ""
         self._came_as = session_id if self._identity is not None else None
         self._claim = Claim(b"", holder, provider.lease, provider.queue_limit)
+        self._commits = 0
         self._holds = False
         self._stored = False
         self.cookie = Cookie.KEEP
         self.cookie_can_be_sent = True
-        self.session = Session(self, use.access, _PHASES[use.access], provider.timeout)
+        kind = NoSession if use.access is Access.NONE else Session
+        self.session = kind(self, use.access, _PHASES[use.access], provider.timeout)
 
     # -- begin ----------------------------------------------------------------------------
 
@@ -124,7 +126,7 @@ class Visit:
 
     async def ask(self) -> Busy | None:
         """Ask once. None: the session is ready. `Busy`: call `wait` with it, or `leave`."""
-        if self._identity is None or self._use.access is Access.NONE:
+        if self._identity is None or self.use.access is Access.NONE:
             return None
         self._claim.token = os.urandom(16)
         try:
@@ -161,17 +163,17 @@ class Visit:
         if self._claim.token and self._identity is not None:
             self._give_up_lock()
 
-    async def _ask_grid(
+    def _ask_grid(
         self, seen: bytes | None
-    ) -> Granted | Found | Busy | QueueFull | Replaced | Missing:
+    ) -> Awaitable[Granted | Found | Busy | QueueFull | Replaced | Missing]:
         assert self._identity is not None
         _, key, secret = self._identity
-        if self._use.access is Access.EXCLUSIVE:
-            return await self._grid.acquire(key, secret, self._claim)
-        watch = self._claim if self._use.wait_for_writer else None
+        if self.use.access is Access.EXCLUSIVE:
+            return self._grid.acquire(key, secret, self._claim)
+        watch = self._claim if self.use.wait_for_writer else None
         if watch is None:
             self._claim.token = b""
-        return await self._grid.read(key, secret, watch, seen)
+        return self._grid.read(key, secret, watch, seen)
 
     def _took(
         self, outcome: Granted | Found | Busy | QueueFull | Replaced | Missing
@@ -304,7 +306,7 @@ class Visit:
         self.check_id_may_change()
         session, provider = self.session, self._provider
         new = NewRecord(
-            commit_token=_random_64(),
+            commit_token=int.from_bytes(os.urandom(8), "little"),
             secret=b"",
             payload=payload.join(delta.set, provider.max_payload_bytes),
             timeout=session._timeout,
@@ -340,7 +342,7 @@ class Visit:
         session = self.session
         user_changed = session._user != session._stored_user
         change = Change(
-            _random_64(),
+            self._next_commit_token(),
             payload.join(segments, self._provider.max_payload_bytes) if delta.changes else None,
             session._timeout,
             session._user,
@@ -352,20 +354,8 @@ class Visit:
             assert identity is not None
             change.rotation = Rotation(identity.secret, user_changed)
         token = self._let_go() if release else self._claim.token
-        outcome = await self._settle(key, token, change, release=release)
-        if not isinstance(outcome, Committed):
-            raise (SessionLockLost if isinstance(outcome, LockLost) else SessionGone)
-        session._committed(segments)
-        if new_text:
-            self._identity = identity
-            self._id_text = new_text
-            self.cookie = Cookie.SET
-
-    async def _settle(
-        self, key: bytes, token: bytes, change: Change, *, release: bool
-    ) -> Committed | LockLost | Gone:
         try:
-            return await self._grid.commit(key, token, change, release=release)
+            outcome = await self._grid.commit(key, token, change, release=release)
         except asyncio.CancelledError:
             if release:  # a response was made, so its commit stands; repeating it is harmless
                 self._work.finish_commit(key, token, change)
@@ -374,6 +364,18 @@ class Visit:
             if release:
                 self._work.withdraw(key, token)
             raise
+        if type(outcome) is not Committed:
+            raise (SessionLockLost if type(outcome) is LockLost else SessionGone)
+        session._committed(segments)
+        if new_text:
+            self._identity = identity
+            self._id_text = new_text
+            self.cookie = Cookie.SET
+
+    def _next_commit_token(self) -> int:
+        """64 random bits: the lock's token has been drawn already, and has them to spare."""
+        self._commits += 1
+        return (int.from_bytes(self._claim.token[:8], "little") + self._commits) % _TOKENS
 
     async def _remove(self, *, fenced: bool) -> None:
         if self._stored:
@@ -431,17 +433,17 @@ class Visit:
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[Session]:
-        session, phase, use = self.session, self.session._phase, self._use
+        session, phase, use = self.session, self.session._phase, self.use
         if phase is Phase.WRITABLE:
             yield session
             return
         if not self._stored:
             raise SessionClosed("Nothing is stored of this session, so there is nothing to lock.")
-        self._use = Use(Access.EXCLUSIVE)
+        self.use = Use(Access.EXCLUSIVE)
         try:
             await self.begin()
         finally:
-            self._use = use
+            self.use = use
         if not self._stored:
             raise SessionGone("The session ended, or expired, meanwhile; there is nothing to lock.")
         session._phase = Phase.WRITABLE
@@ -457,12 +459,9 @@ class Visit:
             session._phase = phase
 
 
+_TOKENS = 1 << 64
 _PHASES = {
     Access.EXCLUSIVE: Phase.WRITABLE,
     Access.READ_ONLY: Phase.READ_ONLY,
     Access.NONE: Phase.NOT_AVAILABLE,
 }
-
-
-def _random_64() -> int:
-    return int.from_bytes(os.urandom(8), "little")

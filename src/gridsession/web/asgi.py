@@ -150,7 +150,9 @@ class SessionMiddleware:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            visit = await self._visit(scope)
+            visit = self._visit(scope)
+            if not self.provider.is_started and visit.use.access is not Access.NONE:
+                await self.provider.start()
             busy = await visit.ask()
             if busy is not None:
                 replay = await self._wait_turn(visit, busy, receive)
@@ -172,7 +174,7 @@ class SessionMiddleware:
             if not exchange.started:
                 await visit.discard()
 
-    async def _visit(self, scope: Scope, *, lock: bool = True) -> Visit:
+    def _visit(self, scope: Scope, *, lock: bool = True) -> Visit:
         if self.error is not None:
             raise self.error
         method = scope.get("method", "GET")
@@ -188,8 +190,6 @@ class SessionMiddleware:
             # neighbouring domain.
             log.warning("the cookie %s came %d times; none counts", self._reader.name, len(values))
         session_id = values[0] if len(values) == 1 else None
-        if not self.provider.is_started and use.access is not Access.NONE:
-            await self.provider.start()
         return Visit(self.provider, session_id, use, _holder(method, path))
 
     async def _wait_turn(self, visit: Visit, busy: Busy, receive: Receive) -> Receive | None:
@@ -211,8 +211,9 @@ class SessionMiddleware:
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A snapshot at connect; no lock while the socket lives, but in `session.exclusive()`."""
         try:
-            visit = await self._visit(scope, lock=False)
+            visit = self._visit(scope, lock=False)
             visit.cookie_can_be_sent = False
+            await self.provider.start()
             await visit.begin()
         except SessionError as error:
             self._log_refusal(error)
@@ -227,8 +228,6 @@ class SessionMiddleware:
     def with_cookie(self, message: Message, visit: Visit) -> Message:
         """A response's start, with what the session has to say in its headers."""
         cookie = visit.cookie_to_send(rolling=self._rolling)
-        if cookie is Cookie.KEEP and not visit.session.accessed:
-            return message
         headers = _varying_by_cookie(message.get("headers", ()))
         if cookie is Cookie.SET:
             headers.append((b"set-cookie", self._writer.set(visit.session_id)))
@@ -308,7 +307,8 @@ class _Exchange:
                 await _answer(self._send, 500, b"Internal Server Error\n")
                 return
             visit.cookie_can_be_sent = False
-            message = self._middleware.with_cookie(message, visit)
+            if visit.session.accessed or visit.cookie is not Cookie.KEEP:
+                message = self._middleware.with_cookie(message, visit)
         await self._send(message)
 
 
