@@ -198,15 +198,19 @@ class SessionMiddleware:
         came: list[Message] = []
         gone = asyncio.ensure_future(_until_gone(receive, came))
         try:
-            await asyncio.wait((turn, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not turn.done() and gone.result():
-                return None
-            await turn
-            return _Replay(came, receive)
-        finally:
-            for task in (turn, gone):
-                task.cancel()
-            await asyncio.wait((turn, gone))
+            try:
+                await asyncio.wait((turn, gone), return_when=asyncio.FIRST_COMPLETED)
+                if not turn.done() and gone.result():
+                    return None
+                await turn
+                return _Replay(came, receive)
+            finally:
+                for task in (turn, gone):
+                    task.cancel()
+                await asyncio.wait((turn, gone))
+        except BaseException:
+            visit.leave()  # cancelled before the turn's task began, or after its turn had come
+            raise
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A snapshot at connect; no lock while the socket lives, but in `session.exclusive()`."""
