@@ -49,6 +49,7 @@ class Lender:
     """What a provider lends, without one."""
 
     session_id = SECRET
+    session_key = b"k" * 32
     may_change = True
 
     def check_id_may_change(self) -> None:

@@ -23,7 +23,6 @@ from starlette.staticfiles import StaticFiles
 from starlette.templating import Jinja2Templates
 
 from examples.shop.unlocked import COOKIE, UnlockedSessions
-from gridsession.identity import name_of, parse_id
 from gridsession.web.starlette import SessionMiddleware, session_of
 
 HERE = Path(__file__).parent
@@ -115,7 +114,6 @@ async def add_to_cart(request: Request) -> Response:
 def view(request: Request) -> dict[str, Any]:
     """What the templates show of the session. Its id is not among it: that is a secret."""
     session = session_of(request)
-    identity = parse_id(session.id.encode())
     workers = session.get("workers", {})
     cart = session.get("cart", {})
     lines = [(PRODUCTS[sku], quantity) for sku, quantity in cart.items() if sku in PRODUCTS]
@@ -132,7 +130,7 @@ def view(request: Request) -> dict[str, Any]:
         "requests": sum(workers.values()),
         "age": max(0, int(time.time()) - session.get("started", int(time.time()))),
         "minutes": round(session.timeout / 60),
-        "key": name_of(identity.key) if identity and workers else None,
+        "key": session.key[:12] if workers else None,
         "clicks": CLICKS,
         "pause": round(PAUSE * 1000),
     }
@@ -184,7 +182,7 @@ app = Starlette(
     ]
 )
 app.add_middleware(
-    SessionMiddleware,  # type: ignore[arg-type]
+    SessionMiddleware,
     connection_string=os.environ.get("GRID") or "embedded:",
     namespace="shop",
     session_cookie="shop",  # other programs on this machine's 127.0.0.1 may use "session"

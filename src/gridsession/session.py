@@ -57,6 +57,8 @@ class Bound(Protocol):
 
     @property
     def session_id(self) -> str: ...
+    @property
+    def session_key(self) -> bytes: ...
     def check_id_may_change(self) -> None: ...
     async def save(self) -> None: ...
     async def release(self) -> None: ...
@@ -131,6 +133,12 @@ class Session(dict[str, Any]):
         """What the cookie carries: the key to this session. Keep it out of logs."""
         self._read()
         return self._bound.session_id
+
+    @property
+    def key(self) -> str:
+        """What names this session in logs and tools, in hex. It gives no access."""
+        self._read()
+        return self._bound.session_key.hex()
 
     @property
     def is_new(self) -> bool:

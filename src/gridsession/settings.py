@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from gridsession.errors import SettingsError
 from gridsession.identity import SameSite, default_cookie_name
@@ -76,14 +76,43 @@ class AccessRules:
         first, *parts = map(re.escape, path.split("*"))
         last = f".*{parts.pop()}" if parts else ""
         expression = first + "".join(f"(?>.*?{part})" for part in parts) + last
-        return method.upper() or None, re.compile(expression, re.DOTALL)
+        method = "GET" if method.upper() == "HEAD" else method.upper()
+        return method or None, re.compile(expression, re.DOTALL)
 
     def use_of(self, method: str, path: str) -> Use:
-        """The use that a request asks for."""
+        """The use that a request asks for. What is said of GET holds for HEAD."""
+        if method == "HEAD":
+            method = "GET"
         for wanted, pattern, use in self._rules:
-            if (wanted is None or wanted == method) and pattern.fullmatch(path):
+            if wanted in (None, method) and pattern.fullmatch(path):
                 return use
         return self._default
+
+
+class SessionOptions(TypedDict, total=False):
+    """The options of `SessionSettings` as keywords of a middleware, for type checkers."""
+
+    connection_string: str
+    namespace: str
+    timeout: float | timedelta
+    absolute_timeout: float | timedelta | None
+    access: str | Mapping[str, str]
+    session_cookie: str | None
+    max_age: int | None
+    path: str
+    domain: str | None
+    same_site: SameSite
+    https_only: bool
+    partitioned: bool
+    rolling: bool
+    lock_lease: float | timedelta
+    lock_wait_timeout: float | timedelta
+    execution_timeout: float | timedelta
+    request_queue_limit_per_session: int
+    max_payload_bytes: int
+    grid_timeout: float | timedelta
+    sweep_interval: float | timedelta
+    if_unreachable_at_start: Literal["serve", "fail"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -95,4 +95,4 @@ def make_app(kind: str) -> Starlette:
 
 
 app = make_app(os.environ.get("FARM_APP", "starlette"))
-app.add_middleware(SessionMiddleware, **options())  # type: ignore[arg-type]
+app.add_middleware(SessionMiddleware, **options())

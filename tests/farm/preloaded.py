@@ -20,4 +20,4 @@ async def open_and_use() -> None:
 
 asyncio.run(open_and_use())
 app = make_app(os.environ.get("FARM_APP", "starlette"))
-app.add_middleware(SessionMiddleware, provider=provider)  # type: ignore[arg-type]
+app.add_middleware(SessionMiddleware, provider=provider)

@@ -42,7 +42,7 @@ def counting_app(provider: SessionProvider) -> FastAPI:
         session["count"] = count + 1
         return count + 1
 
-    app.add_middleware(StarletteMiddleware, provider=provider)  # type: ignore[arg-type]
+    app.add_middleware(StarletteMiddleware, provider=provider)
     return app
 
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from gridsession.errors import GridFull, GridUnavailable, SessionError
-from gridsession.grids.contract import TICKET_SECONDS, Change, Committed, Grid
+from gridsession.grids.contract import TICKET_SECONDS, Change, Committed, Grid, LockLost
 from gridsession.identity import name_of
 from gridsession.provider.leases import HeldLock, LeaseBook
 from gridsession.provider.log import log
@@ -130,6 +130,16 @@ class LoopWork:
                 name_of(key),
                 type(outcome).__name__ if outcome is not None else "the grid did not answer",
             )
+
+    def finish_removal(self, key: bytes, token: bytes, *, fenced: bool) -> None:
+        """Repeat a removal whose request was cancelled while it was on its way."""
+        self.run(self._finish_removal(key, token, fenced))
+
+    async def _finish_removal(self, key: bytes, token: bytes, fenced: bool) -> None:
+        fence = token if fenced else None
+        outcome = await self._until_answered(lambda: self._grid.remove(key, fence))
+        if outcome is None or isinstance(outcome, LockLost):
+            log.error("session %s: a cancelled request did not end it", name_of(key))
 
     async def _until_answered(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """Repeat a call until the grid answers it, or until all that it could concern has ended.

@@ -84,6 +84,7 @@ class Visit:
         "_identity",
         "_provider",
         "_stored",
+        "_unsure",
         "_work",
         "cookie",
         "cookie_can_be_sent",
@@ -105,6 +106,7 @@ class Visit:
         self._commits = 0
         self._holds = False
         self._stored = False
+        self._unsure = False  # whether a save() that failed was carried out
         self.cookie = Cookie.KEEP
         self.cookie_can_be_sent = True
         kind = NoSession if use.access is Access.NONE else Session
@@ -295,9 +297,9 @@ class Visit:
                 await self._create(delta, release=release)
             return
         segments = session._segments_with(delta) if delta.changes else session._segments
-        if not segments and session._user is None:  # Starlette's logout
+        if release and not segments and session._user is None:  # Starlette's logout
             await self._remove(fenced=True)
-        elif delta.changes or session._has_new_terms:
+        elif delta.changes or session._has_new_terms or self._unsure:
             await self._commit(segments, delta, release=release)
         elif release:
             await self._release()
@@ -305,10 +307,11 @@ class Visit:
     async def _create(self, delta: Delta, *, release: bool) -> None:
         self.check_id_may_change()
         session, provider = self.session, self._provider
+        segments = session._segments_with(delta)
         new = NewRecord(
             commit_token=int.from_bytes(os.urandom(8), "little"),
             secret=b"",
-            payload=payload.join(delta.set, provider.max_payload_bytes),
+            payload=payload.join(segments, provider.max_payload_bytes),
             timeout=session._timeout,
             absolute_timeout=provider.absolute_timeout,
             user=session._user,
@@ -323,7 +326,7 @@ class Visit:
         try:
             outcome = await self._grid.create(identity.key, new, claim)
         except BaseException:
-            self._identity = None
+            self._forget_id()  # a second try is another session
             # Whether it was written is unknown. Nobody has been given its id: it expires unused.
             if not release:
                 self._work.withdraw(identity.key, self._let_go())
@@ -334,16 +337,17 @@ class Visit:
             self._hold()
         self._stored = True
         self.cookie = Cookie.SET
-        session._committed(delta.set)
+        session._committed(segments)
 
     async def _commit(self, segments: dict[str, bytes], delta: Delta, *, release: bool) -> None:
         assert self._identity is not None
         handle, key, _ = self._identity
         session = self.session
         user_changed = session._user != session._stored_user
+        writes = delta.changes or self._unsure
         change = Change(
             self._next_commit_token(),
-            payload.join(segments, self._provider.max_payload_bytes) if delta.changes else None,
+            payload.join(segments, self._provider.max_payload_bytes) if writes else None,
             session._timeout,
             session._user,
         )
@@ -354,6 +358,7 @@ class Visit:
             assert identity is not None
             change.rotation = Rotation(identity.secret, user_changed)
         token = self._let_go() if release else self._claim.token
+        self._unsure = True
         try:
             outcome = await self._grid.commit(key, token, change, release=release)
         except asyncio.CancelledError:
@@ -366,6 +371,7 @@ class Visit:
             raise
         if type(outcome) is not Committed:
             raise (SessionLockLost if type(outcome) is LockLost else SessionGone)
+        self._unsure = False
         session._committed(segments)
         if new_text:
             self._identity = identity
@@ -380,12 +386,17 @@ class Visit:
     async def _remove(self, *, fenced: bool) -> None:
         if self._stored:
             assert self._identity is not None
-            key, token = self._identity.key, self._claim.token
-            outcome = await self._grid.remove(key, token if fenced else None)
+            key, token = self._identity.key, self._let_go()
+            try:
+                outcome = await self._grid.remove(key, token if fenced else None)
+            except asyncio.CancelledError:  # as a commit's: a response was made, so it stands
+                self._work.finish_removal(key, token, fenced=fenced)
+                raise
+            except SessionError:
+                self._work.withdraw(key, token)
+                raise
             if isinstance(outcome, LockLost):
                 raise SessionLockLost
-            if self._holds:
-                self._let_go()
             self._stored = False
             self.cookie = Cookie.REMOVE
         self._forget_id()
@@ -404,6 +415,12 @@ class Visit:
             came = self._came_as
             self._id_text = new_id(os.urandom(ID_BYTES)) if came is None else came.decode("ascii")
         return self._id_text
+
+    @property
+    def session_key(self) -> bytes:
+        identity = self._identity or parse_id(self.session_id.encode())
+        assert identity is not None
+        return identity.key
 
     def cookie_to_send(self, *, rolling: bool) -> Cookie:
         """What the response's headers say of the cookie.

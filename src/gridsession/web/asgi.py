@@ -12,7 +12,7 @@ import platform
 import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Unpack
 
 from gridsession.errors import (
     GridFull,
@@ -28,7 +28,7 @@ from gridsession.identity import CookieReader, CookieWriter
 from gridsession.provider import SessionProvider
 from gridsession.provider.log import log
 from gridsession.provider.visit import Cookie, Visit
-from gridsession.settings import Access, SessionSettings, Use
+from gridsession.settings import Access, SessionOptions, SessionSettings, Use
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -72,7 +72,7 @@ class SessionMiddleware:
         *,
         settings: SessionSettings | None = None,
         provider: SessionProvider | None = None,
-        **options: Any,
+        **options: Unpack[SessionOptions],
     ) -> None:
         self.app = app
         self.error: SettingsError | None = None
