@@ -236,7 +236,7 @@ RULES = {
         ("GET /catalog/1/2", "read_only"),
         ("GET /catalog/", "read_only"),
         ("POST /catalog/1", "none"),
-        ("HEAD /catalog/1", "none"),
+        ("HEAD /catalog/1", "read_only"),
         ("GET /catalog", "read_only"),
         ("POST /abcz", "none"),
         ("POST /az", "none"),

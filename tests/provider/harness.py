@@ -183,6 +183,18 @@ def identity_of(session_id: str) -> Identity:
     return identity
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop go on until a condition holds; the test's own bound ends what never does."""
+    while not condition():  # noqa: ASYNC110 - what is waited for is the state of the code tested
+        await asyncio.sleep(0.001)
+
+
+async def steps(number: int) -> None:
+    """Let every task that can go on do so, a number of times."""
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
 async def is_free(grid: Grid, session_id: str) -> bool:
     """Whether nobody holds the session's lock and nobody waits for it."""
     _, key, secret = identity_of(session_id)
