@@ -49,7 +49,7 @@ class Lender:
     """What a provider lends, without one."""
 
     session_id = SECRET
-    session_key = b"k" * 32
+    session_key = b"\x5e" * 32
     may_change = True
 
     def check_id_may_change(self) -> None:
@@ -523,6 +523,7 @@ TOUCHES: dict[str, tuple[Callable[[Session], object], bool]] = {
     "eq": (lambda s: s == {}, False),
     "bool": (bool, False),
     "id": (lambda s: s.id, False),
+    "key": (lambda s: s.key, False),
     "user": (lambda s: s.user, False),
     "timeout": (lambda s: s.timeout, False),
     "mark_accessed": (lambda s: s.mark_accessed(), False),
@@ -634,6 +635,7 @@ def test_out_of_phase_sessions_can_be_read(phase: Phase) -> None:
     assert session == DATA
     assert session.is_read_only
     assert (session.user, session.timeout, session.id) == ("ann", 60.0, SECRET)
+    assert session.key == "5e" * 32
 
 
 # -- terms -------------------------------------------------------------------------------------

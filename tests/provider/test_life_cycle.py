@@ -52,6 +52,7 @@ async def test_what_was_stored_is_there_for_the_next(grid: Spy) -> None:
         async with provider.open(session.id) as again:
             assert not again.is_new
             assert (again.id, again) == (session.id, {"cart": ["tea"]})
+            assert again.key == session.key == identity_of(session.id).key.hex()
             again["cart"].append("milk")
         assert await data_of(provider, session.id) == {"cart": ["tea", "milk"]}
         assert await is_free(grid, session.id)
