@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gridsession.errors import SessionError, SettingsError
+from gridsession.errors import GridFull, SessionError, SettingsError
+from gridsession.testing.contract_hooks import Visitor, a_change, a_claim
 from tests.grids.embedded_words import MIB, boot, counted, inside, opened, store_of, visitor
 
 _TASKS: dict[str, Callable[..., None]] = {}
@@ -99,6 +101,62 @@ def count(
             for turn in range(times):
                 number = numbers[turn % len(numbers)]
                 say(f"{number} {await counted(visitor(grid, number))}")
+
+    asyncio.run(run())
+
+
+@task
+def hammer(path: str, size: int, seed: int, rounds: int) -> None:
+    """Create, change and remove sessions at random; compare them with what was acknowledged."""
+    chance = random.Random(seed)
+
+    async def run() -> None:
+        kept: dict[bytes, tuple[Visitor, bytes]] = {}
+        refused = lost = 0
+        async with opened(Path(path), size=size) as grid:
+            for number in range(rounds):
+                payload = b"%d " % number + b"x" * chance.choice((10, 500, 3000, 20_000))
+                there = chance.choice(list(kept.values()))[0] if kept else Visitor(grid)
+                try:
+                    if not kept or chance.random() < 0.5:
+                        there = Visitor(grid)
+                        await there.create(payload)
+                        kept[there.key] = (there, payload)
+                    elif chance.random() < 0.5:
+                        claim = a_claim()
+                        await there.locked(claim)
+                        try:
+                            await there.commit(claim, a_change(payload))
+                            kept[there.key] = (there, payload)
+                        finally:
+                            await there.release(claim)
+                    elif chance.random() < 0.3:
+                        await grid.remove(there.key)
+                        del kept[there.key]
+                except GridFull:
+                    refused += 1
+            for there, payload in kept.values():
+                lost += (await there.found()).payload != payload
+        say(f"done {refused} {lost}")
+
+    asyncio.run(run())
+
+
+@task
+def resident(path: str, size: int) -> None:
+    """How much of the data is in this process's memory: after opening, and after a scan."""
+
+    def kib() -> int:
+        blocks = Path("/proc/self/smaps").read_text().split("VmFlags")
+        (mine,) = [block for block in blocks if "data.mdb" in block]
+        return int(mine.partition("Rss:")[2].split()[0])
+
+    async def run() -> None:
+        async with opened(Path(path), size=size) as grid:
+            before = kib()
+            with store_of(grid).env.begin() as transaction, transaction.cursor() as cursor:
+                assert sum(1 for _ in cursor) >= 20_000
+            say(f"kib {before} {kib()}")
 
     asyncio.run(run())
 

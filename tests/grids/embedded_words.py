@@ -56,7 +56,7 @@ def pages_in_use(grid: EmbeddedGrid) -> int:
 @contextlib.contextmanager
 def boot(number: int) -> Iterator[None]:
     """The system has been started anew, for whatever is opened meanwhile."""
-    with mock.patch.object(store, "read_boot_id", lambda: number):
+    with mock.patch.object(store, "read_boot_id", return_value=number):
         yield
 
 

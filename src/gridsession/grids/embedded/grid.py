@@ -266,13 +266,16 @@ class EmbeddedGrid:
         return outcomes
 
     def _transact(
-        self, store: Store, calls: Sequence[tuple[Callable[..., _T], tuple[Any, ...]]]
+        self,
+        store: Store,
+        calls: Sequence[tuple[Callable[..., _T], tuple[Any, ...]]],
+        frugal: bool = False,
     ) -> tuple[list[_T], list[tuple[bytes, bytes]]]:
         """Inside the gate: all of it is kept, or an exception says that nothing is."""
         try:
             transaction = store.env.begin(write=True)
             try:
-                table = LmdbTable(transaction, self._clock.now(), self._bells)
+                table = LmdbTable(transaction, self._clock.now(), self._bells, frugal)
                 outcomes = [run(table, *arguments) for run, arguments in calls]
                 most = store.full_pages if table.grew else store.brim_pages
                 grew = table.grew or table.swelled
@@ -287,7 +290,9 @@ class EmbeddedGrid:
             transaction.commit()
         except lmdb.MapFullError as error:
             if store.env.reader_check():  # what those who died had seen is free now
-                return self._transact(store, calls)
+                return self._transact(store, calls, frugal)
+            if not frugal and len(calls) == 1:
+                return self._transact(store, calls, frugal=True)
             raise GridFull(
                 "the embedded grid is full, and has no room to make room" + store.held_up_by()
             ) from error

@@ -56,7 +56,7 @@ from gridsession.grids.embedded.place import (
 log = logging.getLogger("gridsession")
 
 _MAX_READERS = 1022  # processes at once, of which each reads with one slot at a time
-_LEAST_RESERVE = 48  # pages: a release copies a dozen, and those of the two before are in use yet
+_LEAST_RESERVE = 96  # pages: a release copies up to ten, and those of the two before are taken yet
 _READER_CHECK_SECONDS = 60.0
 _LONG_READ = 100  # transactions of others; a read takes less than one
 _LOCK_FILE_BYTES = 128 * 1024  # of which LMDB uses 64 bytes a reader

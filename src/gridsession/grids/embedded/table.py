@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import lmdb
 
+from gridsession.errors import GridFull
 from gridsession.grids.contract import Now
 from gridsession.grids.embedded import codec
 from gridsession.grids.embedded.codec import HEAD, PAYLOAD, RECORD
 from gridsession.grids.embedded.mailbox import SocketBells
 from gridsession.grids.record import Record
+
+_SHORT_QUEUE = 5  # tickets, of 150 bytes or so each; a record of half a page needs two pages
 
 
 # LMDB's types allow for `buffers=True`, with which it hands out memoryviews; we get bytes.
@@ -19,6 +22,8 @@ class LmdbTable:
         transaction: LMDB's; whoever opened it commits or aborts it.
         now: the time of all that happens in it.
         bells: where the caller can be rung.
+        frugal: there is no room for a long record: queues are cut to what fits into a part of a
+            page. Those left out enter their tickets anew at their next heartbeat.
 
     Attributes:
         address: the caller's bell, where it had to be made beforehand.
@@ -26,11 +31,24 @@ class LmdbTable:
         swelled: a record became longer, by a lock, a ticket, a commit's token.
     """
 
-    __slots__ = ("_bells", "_loaded", "_txn", "address", "grew", "now", "rung", "swelled")
+    __slots__ = (
+        "_bells",
+        "_frugal",
+        "_loaded",
+        "_txn",
+        "address",
+        "grew",
+        "now",
+        "rung",
+        "swelled",
+    )
 
-    def __init__(self, transaction: lmdb.Transaction, now: Now, bells: SocketBells) -> None:
+    def __init__(
+        self, transaction: lmdb.Transaction, now: Now, bells: SocketBells, frugal: bool = False
+    ) -> None:
         self._txn = transaction
         self._bells = bells
+        self._frugal = frugal
         self.address: bytes | None = None
         self.now = now
         self.rung: list[tuple[bytes, bytes]] = []
@@ -48,6 +66,8 @@ class LmdbTable:
         return record
 
     def save(self, key: bytes, record: Record) -> None:
+        if self._frugal:
+            del record.tickets[_SHORT_QUEUE:]
         packed = codec.pack(record)
         if len(packed) > self._loaded:
             self.swelled = True
@@ -89,6 +109,8 @@ class LmdbTable:
         self._txn.delete(codec.index_key(due, key))
 
     def bell(self, token: bytes) -> bytes:
+        if self._frugal:
+            raise GridFull("the embedded grid is full, and has no room for one who waits")
         if self.address is None:
             self._bells.listen(token)
             return self._bells.address()
