@@ -105,6 +105,7 @@ class Gate:
 
     def abandon(self) -> None:
         """Close in a forked child, where the thread lock has no owner to wait for."""
+        self._map.close()  # it has a descriptor of its own, and the flock is on both
         fd, self._fd = self._fd, -1
         os.close(fd)
 
@@ -114,6 +115,8 @@ class Gate:
         return self._threads
 
     def _too_long(self) -> GateShut:
+        if self._map.closed:
+            return GateShut("the embedded grid is closed")
         (pid,) = _PID.unpack_from(self._map, 0)
         return GateShut(
             f"the embedded grid was busy for {self._timeout:g} s: process {pid} is inside a "
