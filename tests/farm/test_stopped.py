@@ -31,7 +31,8 @@ async def stop(server: Server) -> None:
 
 def check_told(server: Server, cookie: str, error: str) -> None:
     """The operator reads which error it was, and nothing that opens a session."""
-    assert f"gridsession.errors.{error}" in server.said
+    assert "a request's session was not stored: " in server.said
+    assert error in server.said
     for part in (cookie, cookie[:16], cookie[-16:]):
         assert part not in server.said
 
@@ -62,7 +63,7 @@ def test_promises_1_4_a_holder_stopped_past_its_lease_is_refused(tmp_path: Path)
             assert (await stored(other, cookie))["numbers"] == [0, 2]
             assert (await post(stopped, "/add?n=3", cookie)).status == 200
             assert (await stored(other, cookie))["numbers"] == [0, 2, 3]
-            check_told(stopped, cookie, "SessionLockLost")
+            check_told(stopped, cookie, "gridsession.errors.SessionLockLost")
 
         run(main())
         assert other.trouble() == []
@@ -118,7 +119,7 @@ def test_promise_6_a_process_stuck_in_a_transaction_makes_nobody_wait_for_it(
                     *(post(server, "/add?n=9", cookie) for server in servers * 3)
                 )
                 for reply in replies:
-                    assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+                    assert (reply.status, reply.headers.get("retry-after")) == (503, "1")
                     assert timeout * 0.9 < reply.took < timeout + SLACK
                     assert "set-cookie" not in reply.headers
                 farm.mark("go-held")
@@ -136,7 +137,7 @@ def test_promise_6_a_process_stuck_in_a_transaction_makes_nobody_wait_for_it(
             assert (await stored(servers[0], other))["numbers"] == [0, 11, 12]
             for server in servers:
                 assert f"process {stuck.pid} is inside a transaction" in server.said
-            check_told(servers[1], other, "GridUnavailable")
+            check_told(servers[1], other, "was busy for 0.5 s")
 
         run(main())
 
@@ -157,7 +158,7 @@ def test_promise_4_a_handler_past_its_execution_timeout_loses_the_lock(tmp_path:
             farm.mark("go-hung")
             check_refused(await held)
             assert (await stored(server, cookie))["numbers"] == [0, 2]
-            check_told(server, cookie, "SessionLockLost")
+            check_told(server, cookie, "gridsession.errors.SessionLockLost")
             assert "has held its lock for the execution_timeout" in server.said
 
         run(main())

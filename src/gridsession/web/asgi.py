@@ -249,7 +249,9 @@ class SessionMiddleware:
 
     def _log_refusal(self, error: SessionError) -> int | None:
         """The seconds after which to try again, where that may help."""
-        retry_after = _RETRY_AFTER.get(type(error))
+        # By all of its classes: a grid may raise errors of its own that are one of ours.
+        kinds = (_RETRY_AFTER.get(kind) for kind in type(error).__mro__)
+        retry_after = next((after for after in kinds if after is not None), None)
         if isinstance(error, SettingsError):
             self._say_broken(error)
         elif retry_after is None:
