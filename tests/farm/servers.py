@@ -90,6 +90,17 @@ class Server:
 
         wait_for("a server that answers", ready, START_SECONDS)
 
+    def wait_listening(self) -> None:
+        """For a server whose every answer is an error, and is counted."""
+
+        def listens() -> bool:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", self.port), timeout=2).close()
+                return True
+            return False
+
+        wait_for("a server that listens", listens, START_SECONDS)
+
     def stop(self) -> int:
         """Ask it to end, as an operator does; answers its exit code."""
         self.process.terminate()

@@ -39,7 +39,7 @@ from gridsession.grids.contract import (
 from gridsession.grids.record import Record
 
 log = logging.getLogger("gridsession")
-_SERVERS = ("uvicorn", "gunicorn", "hypercorn", "granian", "fastapi")
+_SERVERS = ("uvicorn", "granian", "fastapi")  # whose number of workers stands in no file
 
 
 class MemoryGrid:
@@ -66,7 +66,8 @@ class MemoryGrid:
         """
         if connection_string not in ("memory:", "memory://"):
             raise SettingsError("connection_string: memory:// takes neither a path nor options")
-        workers = server_workers(sys.orig_argv, os.environ)
+        # A spawned worker's own command line is multiprocessing's; its sys.argv is the server's.
+        workers = server_workers([*sys.orig_argv, *sys.argv], os.environ)
         if workers is not None and workers > 1:
             raise SettingsError(
                 f"connection_string: memory:// keeps sessions in one process, and {workers} "
@@ -203,7 +204,8 @@ class _DictTable:
 
 def server_workers(argv: Sequence[str], environ: Mapping[str, str]) -> int | None:
     """How many workers this process's command line asks its server for; None when unknown."""
-    found: str | None = environ.get("WEB_CONCURRENCY")
+    found = environ.get("UVICORN_WORKERS") or environ.get("WEB_CONCURRENCY")
+    argv = [*environ.get("GUNICORN_CMD_ARGS", "").split(), *argv]
     for word, after in zip(argv, [*argv[1:], ""], strict=True):
         if word in ("--workers", "-w"):
             found = after
@@ -213,5 +215,6 @@ def server_workers(argv: Sequence[str], environ: Mapping[str, str]) -> int | Non
             found = word[2:]
     if found is not None and found.isdigit():
         return int(found)
-    programs = {os.path.basename(word) for word in argv}
+    # `python -m uvicorn` makes argv[0] …/uvicorn/__main__.py.
+    programs = {os.path.basename(word.removesuffix("/__main__.py")) for word in argv}
     return 1 if programs.intersection(_SERVERS) else None
