@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import sys
 import threading
 import warnings
 from collections.abc import MutableMapping
@@ -18,6 +19,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from gridsession import SessionProvider, SessionSettings
+from gridsession.grids.embedded.mailbox import SocketBells
 from gridsession.web.asgi import SessionMiddleware
 from gridsession.web.starlette import CurrentSession
 from gridsession.web.starlette import SessionMiddleware as StarletteMiddleware
@@ -135,6 +137,35 @@ def test_promise_5_two_loops_hand_one_session_to_each_other(tmp_path: Path) -> N
     assert sorted(turns) == [1] * HAND_OFFS + [2] * HAND_OFFS
     assert sum(a != b for a, b in pairwise(turns)) > HAND_OFFS
     assert max(took) < HAND_OFFS_SECONDS
+
+
+def test_loops_of_several_threads_make_and_lose_their_bells_at_once(tmp_path: Path) -> None:
+    bells = SocketBells(tmp_path)
+    failures: list[Exception] = []
+
+    async def have_one() -> None:
+        bells.address()
+
+    def work() -> None:
+        try:
+            for _ in range(100):
+                run(have_one())
+        except Exception as error:
+            failures.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # seconds; threads take turns at nearly every step
+    try:
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    finally:
+        sys.setswitchinterval(interval)
+    bells.close()
+    assert failures == []
+    assert list(tmp_path.iterdir()) == []
 
 
 class Steps:

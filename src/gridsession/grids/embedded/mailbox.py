@@ -94,7 +94,9 @@ class SocketBells(Bells):
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> _Mailbox:
         for dead in [x for x in list(self._mailboxes) if x.is_closed()]:
-            self._drop(self._mailboxes.pop(dead))
+            mailbox = self._mailboxes.pop(dead, None)
+            if mailbox is not None:  # or another thread was quicker
+                self._drop(mailbox)
         name = f"{os.getpid()}.{next(_numbers)}"
         inbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
