@@ -200,3 +200,15 @@ class ExpiryContract(GridHooks):
         for visitor in [*dead, locked]:
             await is_absent(visitor, claim.token)
             await visitor.create(b"anew")
+
+    @contract_test()
+    async def test_what_a_lock_put_off_is_due_on_time_after_its_release(self, grid: Grid) -> None:
+        visitor, claim = Visitor(grid), a_claim(lease=LONG)
+        await visitor.create(timeout=SHORT, claim=claim)
+        await self.advance(PAST_SHORT)
+        await grid.sweep(10)  # not yet: it is locked
+        expect(Released, await visitor.release(claim))
+        await self.advance(PAST_SHORT)
+        expect(Missing, await visitor.read())
+        assert await grid.sweep(10) >= 1
+        assert await grid.sweep(10) == 0
