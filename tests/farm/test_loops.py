@@ -20,6 +20,8 @@ from starlette.testclient import TestClient
 
 from gridsession import SessionProvider, SessionSettings
 from gridsession.grids.embedded.mailbox import SocketBells
+from gridsession.grids.embedded.place import Place
+from gridsession.grids.embedded.store import close_store, open_store
 from gridsession.web.asgi import SessionMiddleware
 from gridsession.web.starlette import CurrentSession
 from gridsession.web.starlette import SessionMiddleware as StarletteMiddleware
@@ -239,5 +241,36 @@ def test_promise_7_a_request_cancelled_at_any_step_leaves_no_lock(
                     assert steps.ran
                     return
             raise AssertionError("the request never ended")
+
+    run(main())
+
+
+def test_promise_7_a_call_cancelled_on_its_way_to_the_disk_leaves_no_lock(tmp_path: Path) -> None:
+    place = Place(tmp_path / "grid", 4 << 20, durable=True)
+    options = SessionSettings(
+        connection_string=f"embedded://{place.path}?max_size=4MiB&durable=true",
+        lock_wait_timeout=1,
+    )
+
+    async def main() -> None:
+        async with SessionProvider(options) as provider:
+            async with provider.open(None) as session:
+                session["made"] = True
+
+            async def request() -> None:
+                async with provider.open(session.id):
+                    raise AssertionError("it was cancelled before")
+
+            store = open_store(place, 1.0)
+            assert store.gate.try_enter()  # as a neighbour that waits for the disk
+            task = asyncio.create_task(request())
+            await asyncio.sleep(0.05)  # it is on the writer's thread, which nothing tells
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+            store.gate.leave()
+            close_store(store)
+            async with provider.open(session.id):
+                pass
 
     run(main())

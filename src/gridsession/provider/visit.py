@@ -228,11 +228,12 @@ class Visit:
 
     def _let_go(self) -> bytes:
         """The lock's token, no more ours to renew or to release."""
-        token = self._claim.token
-        self._claim.token = b""
+        claim = self._claim
+        # A new one: a call that was cancelled may yet be about to read its own, on a grid's thread.
+        self._claim = Claim(b"", claim.holder, claim.lease, claim.queue_limit)
         self._holds = False
-        self._work.drop(token)
-        return token
+        self._work.drop(claim.token)
+        return claim.token
 
     def _give_up_lock(self) -> None:
         assert self._identity is not None
