@@ -56,11 +56,13 @@ def hold_open(
 
 
 @task
-def stop_in_write(path: str, size: int | None = 4 * MIB, dirty: int = 0) -> None:
+def stop_in_write(
+    path: str, size: int | None = 4 * MIB, dirty: int = 0, durable: bool = False
+) -> None:
     """Stop inside a write transaction, with some of it written already."""
 
     async def run() -> None:
-        async with opened(Path(path), size=size) as grid:
+        async with opened(Path(path), size=size, durable=durable) as grid:
             say("open")
             hear()
             with inside(grid) as transaction:
@@ -70,6 +72,24 @@ def stop_in_write(path: str, size: int | None = 4 * MIB, dirty: int = 0) -> None
                 transaction.abort()
             say("out")
             hear()
+
+    asyncio.run(run())
+
+
+@task
+def fork_and_stop_in_write(path: str) -> None:
+    """Leave a child behind that does nothing, and stop inside a write transaction."""
+
+    async def run() -> None:
+        async with opened(Path(path)) as grid:
+            say("open")
+            child = os.fork()
+            if child == 0:
+                signal.pause()
+                os._exit(0)
+            say(f"forked {child}")
+            with inside(grid):
+                os.kill(os.getpid(), signal.SIGSTOP)
 
     asyncio.run(run())
 
@@ -91,7 +111,13 @@ def stop_in_read(path: str, size: int | None = 4 * MIB) -> None:
 
 @task
 def count(
-    path: str, numbers: list[int], times: int, size: int | None = 4 * MIB, durable: bool = False
+    *,
+    path: str,
+    numbers: list[int],
+    times: int,
+    size: int | None = 4 * MIB,
+    durable: bool = False,
+    lease: float = 30.0,
 ) -> None:
     """Count up in some sessions, in turn; say each number once it is acknowledged."""
 
@@ -100,7 +126,7 @@ def count(
             say("open")
             for turn in range(times):
                 number = numbers[turn % len(numbers)]
-                say(f"{number} {await counted(visitor(grid, number))}")
+                say(f"{number} {await counted(visitor(grid, number), lease)}")
 
     asyncio.run(run())
 

@@ -12,7 +12,7 @@ from unittest import mock
 import lmdb
 
 from gridsession.errors import GridFull
-from gridsession.grids.contract import Claim, Clock
+from gridsession.grids.contract import Clock
 from gridsession.grids.embedded import EmbeddedGrid, store
 from gridsession.grids.embedded.place import Place
 from gridsession.grids.embedded.store import Store
@@ -64,7 +64,7 @@ def boot(number: int) -> Iterator[None]:
 def inside(grid: EmbeddedGrid) -> Iterator[lmdb.Transaction]:
     """Inside the gate and a write transaction, as another call would be."""
     opened_store = store_of(grid)
-    assert opened_store.gate.try_enter()
+    opened_store.gate.enter_blocking()
     try:
         with opened_store.env.begin(write=True) as transaction:
             yield transaction
@@ -79,9 +79,9 @@ def visitor(grid: EmbeddedGrid, number: int) -> Visitor:
     return there
 
 
-async def counted(there: Visitor, claim: Claim | None = None) -> int:
+async def counted(there: Visitor, lease: float = 30.0) -> int:
     """Add one to the number in a session, under its lock; answers it."""
-    claim = claim or a_claim(queue_limit=10_000)
+    claim = a_claim(lease=lease, queue_limit=10_000)
     snapshot = await there.taken(claim)
     number = int(snapshot.payload) + 1
     done = await there.commit(claim, a_change(b"%d" % number), release=True)
