@@ -13,11 +13,15 @@ from tests.farm.peek import peek
 from tests.farm.servers import UVICORN, Server, farm_in
 
 HYPERCORN = ("hypercorn", "-b", "127.0.0.1:PORT", "tests.farm.app:app")
+GUNICORN = (
+    *("gunicorn", "--no-control-socket", "-k", "asgi", "-b", "127.0.0.1:PORT"),
+    "tests.farm.app:app",
+)
 SLACK = 1.0  # seconds that two busy cores may cost
 SERVERS = pytest.mark.parametrize(
     "command",
-    [(*UVICORN, "--http", "h11"), (*UVICORN, "--http", "httptools"), HYPERCORN],
-    ids=["uvicorn-h11", "uvicorn-httptools", "hypercorn"],
+    [(*UVICORN, "--http", "h11"), (*UVICORN, "--http", "httptools"), HYPERCORN, GUNICORN],
+    ids=["uvicorn-h11", "uvicorn-httptools", "hypercorn", "gunicorn-asgi"],
 )
 
 

@@ -113,6 +113,16 @@ def test_promise_5_no_update_is_lost_under_gunicorn(tmp_path: Path) -> None:
         check_clean(farm, server)
 
 
+def test_promise_5_no_update_is_lost_under_gunicorns_own_asgi_workers(tmp_path: Path) -> None:
+    with farm_in(tmp_path) as farm:
+        server = farm.start(
+            *("gunicorn", "--no-control-socket", "-k", "asgi", "-b", "127.0.0.1:PORT"),
+            *("-w", "2", APP),
+        )
+        run(serve_all(farm, server, 2))
+        check_clean(farm, server)
+
+
 def test_promise_5_no_update_is_lost_by_workers_forked_from_an_open_grid(tmp_path: Path) -> None:
     with farm_in(tmp_path) as farm:
         server = farm.start(*GUNICORN, "-w", "2", "--preload", "tests.farm.preloaded:app")

@@ -165,7 +165,7 @@ def test_promise_4_a_handler_past_its_execution_timeout_loses_the_lock(tmp_path:
 
 
 def test_a_lock_is_renewed_for_as_long_as_its_handler_works(tmp_path: Path) -> None:
-    lease = 0.2
+    lease = 0.4
     with farm_in(tmp_path, lock_lease=lease, execution_timeout=20) as farm:
         holder, other = farm.uvicorn(), farm.uvicorn()
 
@@ -174,7 +174,7 @@ def test_a_lock_is_renewed_for_as_long_as_its_handler_works(tmp_path: Path) -> N
             held = asyncio.create_task(post(holder, "/gated?name=held&n=1", cookie))
             await until("the holder", (farm.marks / "in-held").exists)
             waiting = asyncio.create_task(post(other, "/add?n=2", cookie))
-            await asyncio.wait([waiting], timeout=4 * lease)
+            await asyncio.wait([waiting], timeout=3 * lease)
             assert not waiting.done()
             farm.mark("go-held")
             assert (await held).status == (await waiting).status == 200
