@@ -73,15 +73,13 @@ class Table(Protocol):
 def create(table: Table, key: bytes, new: NewRecord, claim: Claim | None) -> Committed | Exists:
     there = table.load(key)
     if there is not None:
-        if (again := there.created_by(new.commit_token)) is not None:
-            return again
         if there.is_live(table.now):
-            return EXISTS
+            return there.created_by(new.commit_token) or EXISTS
         _remove(table, key, there)
     record = Record.new(new, table.now, claim)
     table.index(key, record, record.deadline)
     table.save_payload(key, new.payload, grows=True)
-    table.save(key, record)
+    _keep(table, key, record)
     return Committed(record.version, record.deadline)
 
 
@@ -145,7 +143,7 @@ def renew(table: Table, leases: Sequence[tuple[bytes, bytes]], lease: float) -> 
 
 def release(table: Table, key: bytes, token: bytes) -> Released | LockLost | Gone:
     record = table.load(key)
-    if record is None:
+    if record is None or not record.is_live(table.now):
         return GONE
     outcome = record.release(table.now, token)
     _keep(table, key, record)

@@ -146,7 +146,7 @@ class Record:
             return MISSING
         token, steady = claim.token, now.steady
         if self.lock_token != token:
-            mine = self._ticket_of(token)
+            mine = self._ticket_of(token) if self.tickets else None
             # A ticket was entered with a secret that was good then. It outlasts the few seconds
             # for which a replaced secret is remembered: waiting may take longer.
             if mine is None and (refused := self._refusal(secret, steady)) is not None:
@@ -155,10 +155,11 @@ class Record:
                 turned_away = self._queue(mine, claim, bell, now)
                 if turned_away is not None:
                     return turned_away
-        if self.lock_token == token:
-            self.lock_until = steady + claim.lease
-        else:
-            self._lock(token, claim.holder, steady, claim.lease)
+        if self.lock_token != token:
+            self.lock_token = token
+            self.lock_holder = claim.holder
+            self.lock_since = steady
+        self.lock_until = steady + claim.lease
         self.dirty = True
         self._slide(now.wall)
         return Granted(self._snapshot(secret, slide_due=False))
@@ -245,12 +246,12 @@ class Record:
     def commit(
         self, now: Now, token: bytes, change: Change, release: bool
     ) -> Committed | LockLost | Gone:
+        if not self.is_live(now):
+            return GONE
         if (known := self._commit_known(change.commit_token)) is not None:
             if release and self.lock_token == token:
                 self._hand_over(now.steady)
             return Committed(known, self.deadline)
-        if not self.is_live(now):
-            return GONE
         if self.lock_token != token:
             return LOCK_LOST
         self.counter += 1

@@ -5,16 +5,19 @@
     "d" due[8] namespace[8] key[32]  the index of deadlines: a big-endian double, so that the
                                      order of the bytes is the order of time
 
-A record begins with the number of its layout. A newer one is `GridUnavailable`: a newer release
-wrote it, and this one must neither read it by guess nor take it for missing.
+A record is an array of two: the number of its layout, and its fields. A newer layout is
+`GridUnavailable`: a newer release wrote it, and this one must neither read it by guess nor take it
+for missing.
 """
 
 from __future__ import annotations
 
 import struct
+from dataclasses import fields
 from hashlib import sha256
+from operator import attrgetter
 
-import ormsgpack
+from ormsgpack import packb, unpackb
 
 from gridsession.errors import GridUnavailable
 from gridsession.grids.record import Record, ReplacedSecret, Ticket
@@ -41,31 +44,12 @@ def parse_index_key(raw: bytes) -> tuple[float, bytes]:
     return due, raw[_DUE_AT + _DUE.size :]
 
 
+# In the order in which `Record` takes them.
+_fields_of = attrgetter(*(field.name for field in fields(Record) if field.compare))
+
+
 def pack(record: Record) -> bytes:
-    r = record
-    return ormsgpack.packb(
-        (
-            LAYOUT,
-            r.boot_id,
-            r.counter,
-            r.version_token,
-            r.created,
-            r.timeout,
-            r.absolute_deadline,
-            r.deadline,
-            r.indexed,
-            r.secret,
-            r.user,
-            r.size,
-            r.lock_token,
-            r.lock_holder,
-            r.lock_since,
-            r.lock_until,
-            [tuple(ticket) for ticket in r.tickets] if r.tickets else (),
-            r.commits,
-            [tuple(old) for old in r.replaced] if r.replaced else (),
-        )
-    )
+    return packb((LAYOUT, _fields_of(record)), tuple)  # tickets are named tuples
 
 
 def unpack(raw: bytes) -> Record:
@@ -75,7 +59,7 @@ def unpack(raw: bytes) -> Record:
         GridUnavailable: a newer release wrote it, or it is damaged.
     """
     try:
-        layout, *row = ormsgpack.unpackb(raw)
+        layout, row = unpackb(raw)
         if layout == LAYOUT:
             record = Record(*row)
             if record.tickets:

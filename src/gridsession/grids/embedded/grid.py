@@ -132,9 +132,7 @@ class EmbeddedGrid:
     async def acquire(
         self, key: bytes, secret: bytes, claim: Claim
     ) -> Granted | Busy | QueueFull | Replaced | Missing:
-        outcome = await self._write(
-            operations.acquire, self._prefix + key, secret, claim, listener=claim.token
-        )
+        outcome = await self._write(operations.acquire, self._prefix + key, secret, claim)
         if type(outcome) is not Busy:
             self._bells.forget(claim.token)
         return outcome
@@ -145,7 +143,7 @@ class EmbeddedGrid:
         key = self._prefix + key
         if watch is None:
             return await self._read(operations.read, key, secret, None, None)
-        outcome = await self._write(operations.read, key, secret, watch, seen, listener=watch.token)
+        outcome = await self._write(operations.read, key, secret, watch, seen)
         if type(outcome) is not Busy:
             self._bells.forget(watch.token)
         return outcome
@@ -214,19 +212,16 @@ class EmbeddedGrid:
             assert store is not None
         return store
 
-    async def _write(
-        self, run: Callable[..., _T], *arguments: Any, listener: bytes | None = None
-    ) -> _T:
-        """Run an operation in a transaction; `listener` is the token that it may have to wait."""
+    async def _write(self, run: Callable[..., _T], *arguments: Any) -> _T:
         store = self._store
         if store is None or store.inherited:
             store = await self._opened()
         if self._writer is not None:
-            return await self._write_durably(self._writer, run, arguments, listener)
+            return await self._write_durably(self._writer, run, arguments)
         if not store.gate.try_enter():
             await store.gate.enter()
         try:
-            (outcome,), rung = self._transact(store, ((run, arguments),))
+            outcome, rung = self._transact(store, run, arguments)
         finally:
             store.gate.leave()
         for address, token in rung:
@@ -234,16 +229,14 @@ class EmbeddedGrid:
         return outcome
 
     async def _write_durably(
-        self,
-        writer: Writer,
-        run: Callable[..., _T],
-        arguments: tuple[Any, ...],
-        listener: bytes | None,
+        self, writer: Writer, run: Callable[..., _T], arguments: tuple[Any, ...]
     ) -> _T:
+        # Who claims may have to wait. What belongs to this event loop is done before the hop.
         address = b""
-        if listener is not None:  # what belongs to this event loop is done before the hop
-            self._bells.listen(listener)
-            address = self._bells.address()
+        for claim in arguments:
+            if isinstance(claim, Claim):
+                self._bells.listen(claim.token)
+                address = self._bells.address()
 
         def run_on_thread(table: LmdbTable) -> _T:
             table.address = address
@@ -258,7 +251,7 @@ class EmbeddedGrid:
         assert store is not None
         store.gate.enter_blocking()
         try:
-            outcomes, rung = self._transact(store, [(run, ()) for run in runs])
+            outcomes, rung = self._transact(store, _run_all, (runs,), len(runs) > 1)
         finally:
             store.gate.leave()
         for address, token in rung:
@@ -268,18 +261,19 @@ class EmbeddedGrid:
     def _transact(
         self,
         store: Store,
-        calls: Sequence[tuple[Callable[..., _T], tuple[Any, ...]]],
+        run: Callable[..., _T],
+        arguments: tuple[Any, ...],
+        several: bool = False,
         frugal: bool = False,
-    ) -> tuple[list[_T], list[tuple[bytes, bytes]]]:
+    ) -> tuple[_T, list[tuple[bytes, bytes]]]:
         """Inside the gate: all of it is kept, or an exception says that nothing is."""
         try:
             transaction = store.env.begin(write=True)
             try:
-                table = LmdbTable(transaction, self._clock.now(), self._bells, frugal)
-                outcomes = [run(table, *arguments) for run, arguments in calls]
-                most = store.full_pages if table.grew else store.brim_pages
-                grew = table.grew or table.swelled
-                if grew and store.pages_in_use(transaction) > most:
+                now = self._clock.now()
+                table = LmdbTable(transaction, now, self._bells, store.decoded, frugal)
+                outcome = run(table, *arguments)
+                if table.swelled and not store.has_room(transaction, now.steady, table.grown_by):
                     raise GridFull(
                         f"the embedded grid is full: {store.state.max_size >> 20} MiB; raise "
                         "max_size, or shorten the timeout"
@@ -288,17 +282,18 @@ class EmbeddedGrid:
                 transaction.abort()
                 raise
             transaction.commit()
+            table.keep()
         except lmdb.MapFullError as error:
             if store.env.reader_check():  # what those who died had seen is free now
-                return self._transact(store, calls, frugal)
-            if not frugal and len(calls) == 1:
-                return self._transact(store, calls, frugal=True)
+                return self._transact(store, run, arguments, several, frugal)
+            if not frugal and not several:
+                return self._transact(store, run, arguments, frugal=True)
             raise GridFull(
                 "the embedded grid is full, and has no room to make room" + store.held_up_by()
             ) from error
         except lmdb.Error as error:
             raise GridUnavailable(f"the embedded grid failed: {error}") from error
-        return outcomes, table.rung
+        return outcome, table.rung
 
     async def _read(self, run: Callable[..., _T], *arguments: Any) -> _T:
         """Outside the gate: readers block nobody, and nobody blocks them."""
@@ -308,3 +303,7 @@ class EmbeddedGrid:
                 return run(LmdbTable(transaction, self._clock.now(), self._bells), *arguments)
         except lmdb.Error as error:
             raise GridUnavailable(f"the embedded grid failed: {error}") from error
+
+
+def _run_all(table: LmdbTable, runs: list[Callable[[LmdbTable], Any]]) -> list[Any]:
+    return [run(table) for run in runs]

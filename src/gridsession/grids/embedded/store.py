@@ -52,12 +52,16 @@ from gridsession.grids.embedded.place import (
     is_network,
     read_boot_id,
 )
+from gridsession.grids.record import Record
 
 log = logging.getLogger("gridsession")
 
 _MAX_READERS = 1022  # processes at once, of which each reads with one slot at a time
 _LEAST_RESERVE = 96  # pages: a release copies up to ten, and those of the two before are taken yet
 _READER_CHECK_SECONDS = 60.0
+# With 64 MiB to spare, small writes are not counted for the next moment: in 20 ms a machine's
+# processes cannot write half of that in pieces of 4 KiB.
+_ROOMY_PAGES, _ROOMY_SECONDS, _SMALL_BYTES = 16384, 0.02, 4096
 _LONG_READ = 100  # transactions of others; a read takes less than one
 _LOCK_FILE_BYTES = 128 * 1024  # of which LMDB uses 64 bytes a reader
 
@@ -71,8 +75,7 @@ class Store:
         gate: to be entered before each write transaction.
         path: the folder.
         state: what it was opened as.
-        full_pages: more pages than this are in use by no payloads.
-        brim_pages: more than this, by no locks and tickets; the rest is for what makes room.
+        decoded: see `LmdbTable`; to be used inside the gate.
     """
 
     def __init__(self, path: Path, place: Place, timeout: float, boot_id: int) -> None:
@@ -101,14 +104,28 @@ class Store:
         self.main = self.env.open_db()
         pages = self.state.max_size // PAGE
         reserve = max(pages * 5 // 100, _LEAST_RESERVE)
-        self.full_pages, self.brim_pages = pages - reserve, pages - reserve // 2
+        self._pages = pages
+        self._full_pages = pages - reserve  # more than this are in use by no payloads
+        self._brim_pages = pages - reserve // 2  # nor more than this by locks and tickets
+        self._roomy_until = 0.0
+        self.decoded: dict[bytes, tuple[bytes, Record]] = {}
         self.clock = SystemClock(boot_id)
         self._readers_due = 0.0
 
-    def pages_in_use(self, transaction: lmdb.Transaction) -> int:
-        """Pages of the tree as this transaction leaves it; counted by LMDB, not scanned."""
-        stat = transaction.stat(self.main)
-        return int(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"])
+    def has_room(self, transaction: lmdb.Transaction, steady: float, grown_by: int) -> bool:
+        """Whether what a transaction has written may stay.
+
+        Args:
+            transaction: before its commit.
+            steady: seconds of the steady clock.
+            grown_by: bytes of payloads in it that became longer; 0 when only records did.
+        """
+        if steady < self._roomy_until and grown_by <= _SMALL_BYTES:
+            return True
+        stat = transaction.stat(self.main)  # counted by LMDB, not scanned
+        in_use = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        self._roomy_until = steady + _ROOMY_SECONDS if self._pages - in_use > _ROOMY_PAGES else 0.0
+        return bool(in_use <= (self._full_pages if grown_by else self._brim_pages))
 
     def forget_dead_readers(self) -> None:
         """Free the slots of processes that died while reading, now and then.

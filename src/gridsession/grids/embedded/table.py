@@ -13,6 +13,8 @@ from gridsession.grids.record import Record
 
 _SHORT_QUEUE = 5  # tickets, of 150 bytes or so each; a record of half a page needs two pages
 
+_MOST_DECODED = 1000  # records, of about a kilobyte each
+
 
 # LMDB's types allow for `buffers=True`, with which it hands out memoryviews; we get bytes.
 class LmdbTable:
@@ -22,45 +24,52 @@ class LmdbTable:
         transaction: LMDB's; whoever opened it commits or aborts it.
         now: the time of all that happens in it.
         bells: where the caller can be rung.
+        decoded: records as this process stored them last, by key, with the bytes that it stored;
+            None outside of the gate. What lies in the file is read all the same, and compared:
+            while it is what we stored, it need not be taken apart again.
         frugal: there is no room for a long record: queues are cut to what fits into a part of a
             page. Those left out enter their tickets anew at their next heartbeat.
 
     Attributes:
         address: the caller's bell, where it had to be made beforehand.
-        grew: a larger payload was stored, so that the file may have become too full.
-        swelled: a record became longer, by a lock, a ticket, a commit's token.
+        swelled: something became longer: a record by a lock, a ticket, a commit's token, or a
+            payload; the file may have become too full.
+        grown_by: bytes of the payloads that became longer.
     """
 
     __slots__ = (
-        "_bells",
-        "_frugal",
-        "_loaded",
-        "_txn",
-        "address",
-        "grew",
-        "now",
-        "rung",
-        "swelled",
-    )
+        "_bells", "_decoded", "_frugal", "_loaded", "_stored", "_txn",
+        "address", "grown_by", "now", "rung", "swelled",
+    )  # fmt: skip
 
     def __init__(
-        self, transaction: lmdb.Transaction, now: Now, bells: SocketBells, frugal: bool = False
+        self,
+        transaction: lmdb.Transaction,
+        now: Now,
+        bells: SocketBells,
+        decoded: dict[bytes, tuple[bytes, Record]] | None = None,
+        frugal: bool = False,
     ) -> None:
         self._txn = transaction
         self._bells = bells
+        self._decoded = decoded
         self._frugal = frugal
+        self._loaded = 0  # bytes of the record that was loaded last
+        self._stored: dict[bytes, tuple[bytes, Record]] = {}
         self.address: bytes | None = None
         self.now = now
         self.rung: list[tuple[bytes, bytes]] = []
-        self.grew = self.swelled = False
-        self._loaded = 0  # bytes of the record that was loaded last
+        self.swelled = False
+        self.grown_by = 0
 
     def load(self, key: bytes) -> Record | None:
         raw: bytes | None = self._txn.get(RECORD + key + HEAD)  # type: ignore[assignment]
         if raw is None:
             return None
         self._loaded = len(raw)
-        record = codec.unpack(raw)
+        # Taken out, since it is going to be changed: `keep` puts it back.
+        known = self._decoded.pop(key, None) if self._decoded is not None else None
+        record = codec.unpack(raw) if known is None or known[0] != raw else known[1]
         if record.boot_id != self.now.boot_id:
             record.enter_boot(self.now.boot_id)
         return record
@@ -68,10 +77,18 @@ class LmdbTable:
     def save(self, key: bytes, record: Record) -> None:
         if self._frugal:
             del record.tickets[_SHORT_QUEUE:]
-        packed = codec.pack(record)
-        if len(packed) > self._loaded:
+        raw = codec.pack(record)
+        if len(raw) > self._loaded:
             self.swelled = True
-        self._txn.put(RECORD + key + HEAD, packed)
+        self._txn.put(RECORD + key + HEAD, raw)
+        self._stored[key] = (raw, record)
+
+    def keep(self) -> None:
+        """The transaction is committed: what it stored is what lies in the file."""
+        if self._decoded is not None:
+            if len(self._decoded) > _MOST_DECODED:
+                self._decoded.clear()
+            self._decoded.update(self._stored)
 
     def payload(self, key: bytes) -> bytes:
         payload: bytes = self._txn.get(RECORD + key + PAYLOAD, b"")  # type: ignore[assignment]
@@ -79,9 +96,12 @@ class LmdbTable:
 
     def save_payload(self, key: bytes, payload: bytes, *, grows: bool) -> None:
         self._txn.put(RECORD + key + PAYLOAD, payload)
-        self.grew = self.grew or grows
+        if grows:
+            self.swelled = True
+            self.grown_by += len(payload)
 
     def delete(self, key: bytes, record: Record) -> None:
+        self._stored.pop(key, None)
         self._txn.delete(RECORD + key + HEAD)
         self._txn.delete(RECORD + key + PAYLOAD)
         self._txn.delete(codec.index_key(record.indexed, key))
