@@ -32,3 +32,11 @@ def grid(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> 
     spy = Spy(make_grid(request.param, tmp_path, clock))
     yield spy
     asyncio.run(spy.inner.close())
+
+
+@pytest.fixture(params=["memory", "embedded"])
+def real_grid(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Spy]:
+    """The same, on the machine's clocks."""
+    spy = Spy(make_grid(request.param, tmp_path))
+    yield spy
+    asyncio.run(spy.inner.close())

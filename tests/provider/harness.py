@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import uvloop
 
-from gridsession import SessionProvider, SessionSettings
+from gridsession import GridUnavailable, SessionProvider, SessionSettings
 from gridsession.grids.contract import (
     Busy,
     Change,
@@ -78,12 +78,14 @@ class Spy:
 
     Attributes:
         calls: the names of all calls made, in order.
+        outcomes: those calls' names with what the grid answered.
         before, after: awaited with the call's name; what they raise is the call's outcome.
     """
 
     def __init__(self, inner: Grid) -> None:
         self.inner = inner
         self.calls: list[str] = []
+        self.outcomes: list[tuple[str, object]] = []
         self.before: Hook | None = None
         self.after: Hook | None = None
 
@@ -101,6 +103,7 @@ class Spy:
         if self.before is not None:
             await self.before(name)
         outcome = await call()
+        self.outcomes.append((name, outcome))
         if self.after is not None:
             await self.after(name)
         return outcome
@@ -154,6 +157,36 @@ class Spy:
 
     async def sweep(self, limit: int) -> int:
         return await self._call("sweep", lambda: self.inner.sweep(limit))
+
+
+class Outage:
+    """A hook that fails the calls of some names, as a grid that is away does.
+
+    Args:
+        names: of the calls that fail; all but `open` and `close` when there are none.
+        times: how many of them; None until it is `over`.
+    """
+
+    def __init__(self, *names: str, times: int | None = None) -> None:
+        self._names = names
+        self._left = times
+        self.failed = 0
+
+    def over(self) -> None:
+        self._left = 0
+
+    async def __call__(self, name: str) -> None:
+        if name in (self._names or ALL_BUT_OPEN) and self._left != 0:
+            self.failed += 1
+            if self._left is not None:
+                self._left -= 1
+            raise GridUnavailable("the grid is away")
+
+
+ALL_BUT_OPEN = (
+    *("create", "acquire", "read", "commit", "renew"),
+    *("release", "touch", "remove", "sweep"),
+)
 
 
 @contextlib.asynccontextmanager
