@@ -32,17 +32,9 @@ from gridsession.grids.contract import (
 from gridsession.grids.memory import MemoryGrid
 from gridsession.testing import GridContract, ManualClock
 
-# release(), and create() and commit() repeated, look at records that have expired and are not
-# swept yet; and a sweep is late for what it put off because of a lock that was released then.
-# To be struck out with the repair.
-FAIL_YET = (
-    "test_promise_2_an_expired_record_is_absent_before_any_sweep",
-    "test_promise_2_release_does_not_revive_the_expired",
-    "test_promise_2_a_repeated_commit_does_not_revive_the_expired",
-    "test_create_repeated_after_expiry_creates_again",
-    "test_absolute_timeout_is_never_slid_over",
-    "test_what_a_lock_put_off_is_due_on_time_after_its_release",
-)
+# A sweep is late for what it put off because of a lock that was released then. To be struck out
+# with the repair.
+FAIL_YET = ("test_what_a_lock_put_off_is_due_on_time_after_its_release",)
 
 
 def fails_yet(suite: type[GridContract]) -> type[GridContract]:

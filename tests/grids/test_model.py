@@ -49,10 +49,9 @@ SECRETS = [b"secret %d" % number + b"." * 24 for number in range(6)]
 PAYLOADS = [b"", b"cart", b"basket"]
 USERS = [None, "ann", "bob"]
 
-# release(), and create() and commit() repeated, look at records that have expired and are not
-# swept yet; the contract says that no call does. And a sweep is late for what it put off because
-# of a lock that was released then. To be struck out with the repair of both.
-FAULTS_ARE_KNOWN = True
+# A sweep is late for what it put off because of a lock that was released then. To be struck out
+# with the repair.
+SWEEPS_ARE_LATE = True
 
 keys = st.sampled_from(KEYS)
 commit_tokens = st.integers(0, 15)  # few: repetitions, also of those long past
@@ -111,9 +110,6 @@ class GridMachine(RuleBasedStateMachine):
     def claim(self, key: bytes, number: int, lease: float, queue_limit: int) -> Claim:
         return Claim(self.token(key, number), f"holder {number}", lease, queue_limit)
 
-    def is_unclear(self, key: bytes) -> bool:
-        return FAULTS_ARE_KNOWN and key in self.model.expired()
-
     def same(self, expected: object, actual: object) -> None:
         found = difference(expected, actual)
         assert found is None, found
@@ -154,8 +150,6 @@ class GridMachine(RuleBasedStateMachine):
         number: int | None,
         lease: float,
     ) -> None:
-        if self.is_unclear(key):
-            return
         new = NewRecord(commit_token, SECRETS[secret], payload, timeout, absolute, user)
         claim = None if number is None else self.claim(key, number, lease, 50)
         expected = self.model.create(key, new, claim)
@@ -254,8 +248,6 @@ class GridMachine(RuleBasedStateMachine):
         rotation: tuple[int, bool] | None,
         release: bool,
     ) -> None:
-        if self.is_unclear(key):
-            return
         turn = None if rotation is None else Rotation(SECRETS[rotation[0]], rotation[1])
         if turn is not None and self.secret(key, "its own") == turn.secret:
             turn = None  # no secret is replaced by itself
@@ -302,16 +294,12 @@ class GridMachine(RuleBasedStateMachine):
 
     @rule(key=keys, by=whose)
     def release(self, key: bytes, by: str | int) -> None:
-        if self.is_unclear(key):
-            return
         token = self.token(key, by)
         expected = self.model.release(key, token)
         self.same(expected, self.run(self.grid.release(key, token)))
 
     @rule(key=keys, number=watch_tokens)
     def stop_watching(self, key: bytes, number: int) -> None:
-        if self.is_unclear(key):
-            return
         token = b"watch %d of %d" % (number, key[0])
         self.met.pop((key, token), None)
         expected = self.model.release(key, token)
@@ -330,7 +318,7 @@ class GridMachine(RuleBasedStateMachine):
     def sweep(self, limit: int) -> None:
         dead = self.model.expired()
         answer = self.run(self.grid.sweep(limit))
-        on_time = not self.clock_was_set and not FAULTS_ARE_KNOWN
+        on_time = not self.clock_was_set and not SWEEPS_ARE_LATE
         certain = len(dead - self.perhaps_swept) if on_time else 0
         assert min(certain, limit) <= answer <= limit, (answer, certain, limit)
         if answer == limit:  # which of them are gone cannot be seen from here
@@ -366,12 +354,10 @@ class GridMachine(RuleBasedStateMachine):
         # Set back, it would bring back what has expired, unless that is gone for good; and what
         # was put off by the old time comes late into a sweep.
         for key in KEYS:
-            if self.model.living(key) is None and not self.is_unclear(key):
+            if self.model.living(key) is None:
                 new = NewRecord(300, SECRETS[0], b"", TIMEOUTS[2], None, None)
                 self.same(self.model.create(key, new, None), self.run(self.grid.create(key, new)))
                 self.remove(key, None)
-        if self.model.expired():
-            return
         self.clock_was_set = True
         self.clock.step_wall(seconds)
 

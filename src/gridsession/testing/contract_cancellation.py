@@ -34,7 +34,7 @@ from gridsession.testing.contract_hooks import (
 )
 
 _Call = Coroutine[Any, Any, object]
-_Scene = tuple[_Call, Callable[[], Awaitable[None]]]
+_Scene = tuple[Visitor, _Call, Callable[[], Awaitable[None]]]
 
 
 class _CancelledAt:
@@ -95,13 +95,15 @@ async def _each_cancellation(attempt: Callable[[], Awaitable[_Scene]]) -> None:
     """Make the call, cancelled at each of its suspensions in turn, and check what it left.
 
     Args:
-        attempt: prepares a scene of its own; answers the call and the check.
+        attempt: prepares a scene of its own; answers whose, the call and the check.
     """
     for late in (False, True):
         step, more = 0, True
         while more:
-            call, check = await attempt()
+            visitor, call, check = await attempt()
             more = await _was_cancelled(call, step, late=late)
+            # It may be under way yet, in a thread or on a wire: what is asked next comes after.
+            await visitor.grid.touch(visitor.key)
             await check()
             step += 1
 
@@ -130,7 +132,7 @@ class CancellationContract(GridHooks):
                     assert (await visitor.queued(waiter)).holder == "creator"
                 await _queue_moves(visitor, claim.token, waiter)
 
-            return grid.create(visitor.key, new, claim), check
+            return visitor, grid.create(visitor.key, new, claim), check
 
         await _each_cancellation(attempt)
 
@@ -139,7 +141,11 @@ class CancellationContract(GridHooks):
         async def free() -> _Scene:
             visitor, claim = Visitor(grid), a_claim()
             await visitor.create()
-            return visitor.acquire(claim), lambda: _queue_moves(visitor, claim.token, a_claim())
+            return (
+                visitor,
+                visitor.acquire(claim),
+                lambda: _queue_moves(visitor, claim.token, a_claim()),
+            )
 
         async def queued() -> _Scene:
             visitor, holder, claim, waiter = Visitor(grid), a_claim(), a_claim(), a_claim()
@@ -150,7 +156,7 @@ class CancellationContract(GridHooks):
                 expect(Released, await visitor.release(holder))
                 await _queue_moves(visitor, claim.token, waiter)
 
-            return visitor.acquire(claim), check
+            return visitor, visitor.acquire(claim), check
 
         async def handed_over() -> _Scene:
             visitor, holder, claim, waiter = Visitor(grid), a_claim(), a_claim(), a_claim()
@@ -158,7 +164,11 @@ class CancellationContract(GridHooks):
             await visitor.queued(claim)
             await visitor.queued(waiter)
             expect(Released, await visitor.release(holder))
-            return visitor.acquire(claim), lambda: _queue_moves(visitor, claim.token, waiter)
+            return (
+                visitor,
+                visitor.acquire(claim),
+                lambda: _queue_moves(visitor, claim.token, waiter),
+            )
 
         for attempt in (free, queued, handed_over):
             await _each_cancellation(attempt)
@@ -175,7 +185,7 @@ class CancellationContract(GridHooks):
             async def check() -> None:
                 pass
 
-            return visitor.acquire(a_claim(lease=SHORT)), check
+            return visitor, visitor.acquire(a_claim(lease=SHORT)), check
 
         await _each_cancellation(attempt)
         await self.advance(PAST_SHORT)
@@ -209,7 +219,7 @@ class CancellationContract(GridHooks):
                     await _queue_moves(visitor, claim.token, waiter)
 
                 call = grid.commit(visitor.key, claim.token, change, release=release)
-                return call, check
+                return visitor, call, check
 
             await _each_cancellation(attempt)
 
@@ -227,8 +237,8 @@ class CancellationContract(GridHooks):
                     await _queue_moves(visitor, claim.token, waiter)
 
                 if name == "touch":
-                    return grid.touch(visitor.key), check
-                return grid.renew([(visitor.key, claim.token)], LONG), check
+                    return visitor, grid.touch(visitor.key), check
+                return visitor, grid.renew([(visitor.key, claim.token)], LONG), check
 
             await _each_cancellation(attempt)
 
@@ -238,7 +248,11 @@ class CancellationContract(GridHooks):
             visitor, claim, waiter = Visitor(grid), a_claim(), a_claim()
             await visitor.create(claim=claim)
             await visitor.queued(waiter)
-            return visitor.release(claim), lambda: _queue_moves(visitor, claim.token, waiter)
+            return (
+                visitor,
+                visitor.release(claim),
+                lambda: _queue_moves(visitor, claim.token, waiter),
+            )
 
         async def of_a_ticket() -> _Scene:
             visitor, holder, claim, waiter = Visitor(grid), a_claim(), a_claim(), a_claim()
@@ -250,7 +264,7 @@ class CancellationContract(GridHooks):
                 expect(Released, await visitor.release(holder))
                 await _queue_moves(visitor, claim.token, waiter)
 
-            return visitor.release(claim), check
+            return visitor, visitor.release(claim), check
 
         for attempt in (of_the_lock, of_a_ticket):
             await _each_cancellation(attempt)
@@ -273,7 +287,7 @@ class CancellationContract(GridHooks):
                 expect(Missing, await visitor.acquire(waiter))
                 await visitor.create(b"anew")
 
-            return grid.remove(visitor.key, claim.token), check
+            return visitor, grid.remove(visitor.key, claim.token), check
 
         await _each_cancellation(attempt)
 
@@ -289,7 +303,7 @@ class CancellationContract(GridHooks):
                 await visitor.queued(waiter)
                 await _queue_moves(visitor, holder.token, waiter)
 
-            return visitor.read(watch=watcher), check
+            return visitor, visitor.read(watch=watcher), check
 
         await _each_cancellation(attempt)
 
@@ -305,7 +319,7 @@ class CancellationContract(GridHooks):
                 await rings(visitor, claim)
                 await visitor.locked(claim)
 
-            return visitor.wait(claim, 0.02), check
+            return visitor, visitor.wait(claim, 0.02), check
 
         await _each_cancellation(attempt)
 
@@ -321,7 +335,7 @@ class CancellationContract(GridHooks):
                 for visitor in dead:
                     expect(Missing, await visitor.read())
 
-            return grid.sweep(2), check
+            return dead[0], grid.sweep(2), check
 
         await _each_cancellation(attempt)
         while await grid.sweep(2) == 2:
