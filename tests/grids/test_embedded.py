@@ -12,13 +12,13 @@ import pytest
 from gridsession.grids.contract import Grid
 from gridsession.grids.embedded import EmbeddedGrid
 from gridsession.grids.embedded.codec import HEAD, LAYOUT, RECORD
-from gridsession.testing import GridContract, ManualClock
+from gridsession.testing import BoundedGridContract, GridContract, ManualClock, StoredGridContract
 from gridsession.testing.contract_hooks import Undo
 from tests.grids.embedded_process import memory_folder
 from tests.grids.embedded_words import MIB, fill, inside, opened
 
 
-class EmbeddedHooks(GridContract):
+class EmbeddedHooks(GridContract, StoredGridContract, BoundedGridContract):
     __test__ = False
     durable = False
     folder: Path
@@ -63,10 +63,9 @@ class EmbeddedHooks(GridContract):
 
         return undo
 
-    async def make_full(self, grid: Grid) -> bool:
+    async def make_full(self, grid: Grid) -> None:
         assert isinstance(grid, EmbeddedGrid)
         await fill(grid, MIB // 4, 5000, 100)
-        return True
 
 
 class TestEmbedded(EmbeddedHooks):

@@ -57,6 +57,9 @@ class Version(NamedTuple):
     counter: int
     token: int  # the 64-bit token of that commit
 
+    def __repr__(self) -> str:
+        return f"Version({self.counter})"
+
 
 class Now(NamedTuple):
     """One reading of a grid's clocks.
@@ -173,8 +176,9 @@ class Snapshot:
         deadline: when the record expires unless it is used, in wall-clock seconds.
         user: whose session it is, or None.
         replaced: the caller's secret is one that was replaced lately; it still gives access.
-        slide_due: the deadline has moved by more than a hundredth of the timeout since it was
-            last written: the caller should `touch` (an exclusive access has done so already).
+        slide_due: using the record now would put its deadline off by more than a hundredth of
+            the timeout (at least 1 s, at most 60): the caller should `touch`. An exclusive
+            access has done so already.
     """
 
     payload: bytes = field(repr=False)
@@ -211,7 +215,7 @@ class Busy:
     Attributes:
         holder: who holds it.
         held_for: for how many seconds already.
-        ahead: tickets before the caller's.
+        ahead: tickets before the caller's that wait for the lock.
         retry_in: seconds after which the caller must call again if its bell has not rung.
         lock: which holding of the lock this is (for `read`: see there).
     """
@@ -288,9 +292,13 @@ RELEASED, REMOVED, LOCK_LOST, GONE = Released(), Removed(), LockLost(), Gone()
 class Grid(Protocol):
     """Where records live. All methods may raise `GridUnavailable`; see the module's promises.
 
+    No record expires while its lock lives.
+
     An instance may be used from several event loops of one process, one after the other or at
     once. A method that is cancelled has happened whole or not at all; the caller cannot know
-    which, and withdraws its token with `release`.
+    which, and withdraws its token with `release`. (Where a call goes on elsewhere, on a thread or
+    on a wire, it may happen after the cancelled await has returned; what is asked after it on the
+    same grid comes after it.)
     """
 
     @property
@@ -326,7 +334,9 @@ class Grid(Protocol):
     ) -> Granted | Busy | QueueFull | Replaced | Missing:
         """Take the lock and read; slides the deadline.
 
-        Calling again with the token that holds the lock confirms it and renews its lease.
+        Calling again with the token that holds the lock confirms it and renews its lease; it is
+        not asked for the secret again, which may have been rotated while it waited. A token
+        serves one holding, or one `watch`.
         `Busy` has entered a ticket, or refreshed it. `Replaced`, `Missing` and `QueueFull` leave
         neither lock nor ticket of this token behind.
         """
@@ -359,18 +369,22 @@ class Grid(Protocol):
 
         The deadline is set anew from `change.timeout`. A lease that has run out while nobody
         took the lock still counts as the token's; an expired record without a lock is `Gone`.
+        What made the record counts as a commit of it.
         """
         ...
 
     async def renew(self, leases: Sequence[tuple[bytes, bytes]], lease: float) -> list[bool]:
-        """Lengthen the leases of (key, token) pairs to `lease` seconds from now.
+        """Let the leases of (key, token) pairs end `lease` seconds from now.
 
         Answers for each whether the lock is still the token's.
         """
         ...
 
     async def release(self, key: bytes, token: bytes) -> Released | LockLost | Gone:
-        """Give back what the token has, lock or ticket, and hand a lock on."""
+        """Give back what the token has, lock or ticket, and hand a lock on.
+
+        Giving back a lock slides the deadline.
+        """
         ...
 
     async def touch(self, key: bytes) -> bool:

@@ -59,6 +59,9 @@ class Ticket(NamedTuple):
     heard: float
     watch: bool
 
+    def __repr__(self) -> str:
+        return f"Ticket({self.holder!r}, heard={self.heard}, watch={self.watch})"
+
 
 class ReplacedSecret(NamedTuple):
     """A secret that was rotated away, remembered until a steady second."""
@@ -67,8 +70,11 @@ class ReplacedSecret(NamedTuple):
     until: float
     user_changed: bool
 
+    def __repr__(self) -> str:
+        return f"ReplacedSecret(until={self.until}, user_changed={self.user_changed})"
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, repr=False)
 class Record:
     """All that a grid keeps under a key, but for the payload. The order of fields is stored."""
 
@@ -92,6 +98,10 @@ class Record:
     replaced: list[ReplacedSecret]
     dirty: bool = field(default=False, compare=False)
     rung: list[tuple[bytes, bytes]] | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        held_by = self.lock_holder if self.lock_token is not None else None
+        return f"Record({self.version}, held_by={held_by!r}, tickets={self.tickets!r})"
 
     @property
     def version(self) -> Version:

@@ -10,5 +10,6 @@ if "pytest" in sys.modules:  # its asserts then show both sides, as those of a t
 
 from gridsession.testing.clock import ManualClock
 from gridsession.testing.contract import GridContract
+from gridsession.testing.contract_faults import BoundedGridContract, StoredGridContract
 
-__all__ = ["GridContract", "ManualClock"]
+__all__ = ["BoundedGridContract", "GridContract", "ManualClock", "StoredGridContract"]

@@ -50,11 +50,9 @@ class GridContract(
     `second_client(grid)`
         opens another client onto the same records, so that hand-overs and bells are proved
         between clients. It is also called in threads, for an event loop of its own.
-    `make_newer_layout(grid, key)`
-        plays a newer release's storage, and says how to undo that. Whoever stores anything
-        beyond the process must override it: promise 10 is not proved otherwise.
-    `make_full(grid)`
-        fills a grid whose size is bounded, so that `GridFull` can be proved.
+
+    A grid whose records outlive the process subclasses `StoredGridContract` as well, one whose size
+    is bounded `BoundedGridContract`; each has a hook of its own.
 
     Attributes:
         patience: seconds of real time that one test may take by sleeping, where `advance` is not

@@ -57,20 +57,6 @@ class GridHooks:
         """Let `seconds` pass on the grid's clock: in real time, unless overridden."""
         await asyncio.sleep(seconds)
 
-    async def make_newer_layout(self, grid: Grid, key: bytes) -> Undo | None:
-        """Mark what is stored (at least the record under `key`) as written by a newer release.
-
-        Must be overridden where records outlive the process.
-
-        Returns:
-            what undoes the mark and nothing else; None when nothing is stored beyond the process.
-        """
-        return None
-
-    async def make_full(self, grid: Grid) -> bool:
-        """Store records until `create` raises `GridFull`; False where there is no such limit."""
-        return False
-
 
 Suite = TypeVar("Suite", bound=GridHooks)
 Test = Callable[[Suite, Grid], Coroutine[Any, Any, None]]
