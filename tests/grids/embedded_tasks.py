@@ -95,6 +95,30 @@ def fork_and_stop_in_write(path: str) -> None:
 
 
 @task
+def wait_for_bell(path: str, number: int, uvloop: bool = False) -> None:
+    """Queue for a session's lock, and say for how long the bell was waited for."""
+
+    async def run() -> None:
+        async with opened(Path(path)) as grid:
+            there, claim = visitor(grid, number), a_claim()
+            await there.queued(claim)
+            say("queued")
+            loop = asyncio.get_running_loop()
+            hears = grid.wait(there.key, claim.token, 15.0)
+            began = loop.time()
+            await hears
+            say(f"rung {0.0 if loop.time() - began < 14.0 else 15.0}")
+            await there.locked(claim)
+
+    if uvloop:
+        import uvloop as another
+
+        another.run(run())
+    else:
+        asyncio.run(run())
+
+
+@task
 def stop_in_read(path: str, size: int | None = 4 * MIB) -> None:
     """Stop inside a read transaction."""
 

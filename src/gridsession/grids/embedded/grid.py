@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import lmdb
@@ -106,7 +107,8 @@ class EmbeddedGrid:
                 raise GridUnavailable(
                     f"the embedded grid cannot be opened: {error.strerror}"
                 ) from error
-            self._writer = Writer(self._write_group) if store.state.durable else None
+            group = partial(self._write_group, store)
+            self._writer = Writer(group) if store.state.durable else None
             self._clock = self._given_clock or store.clock
             self._store = store
 
@@ -245,10 +247,8 @@ class EmbeddedGrid:
         outcome: _T = await writer.write(run_on_thread)
         return outcome
 
-    def _write_group(self, runs: list[Callable[[LmdbTable], Any]]) -> list[Any]:
-        """On the writer's thread."""
-        store = self._store
-        assert store is not None
+    def _write_group(self, store: Store, runs: list[Callable[[LmdbTable], Any]]) -> list[Any]:
+        """On the writer's thread, also for what was asked for before the grid was closed."""
         store.gate.enter_blocking()
         try:
             outcomes, rung = self._transact(store, _run_all, (runs,), len(runs) > 1)
@@ -299,7 +299,7 @@ class EmbeddedGrid:
         """Outside the gate: readers block nobody, and nobody blocks them."""
         store = await self._opened()
         try:
-            with store.env.begin() as transaction:
+            with store.reads, store.env.begin() as transaction:
                 return run(LmdbTable(transaction, self._clock.now(), self._bells), *arguments)
         except lmdb.Error as error:
             raise GridUnavailable(f"the embedded grid failed: {error}") from error

@@ -30,6 +30,12 @@ def _queue_length() -> int:
         return 10
 
 
+def _sender() -> socket.socket:
+    out = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    out.setblocking(False)
+    return out
+
+
 @dataclass(slots=True)
 class _Mailbox:
     loop: asyncio.AbstractEventLoop
@@ -51,8 +57,7 @@ class SocketBells(Bells):
         self._folder_path = short if short.exists() else folder
         self._mailboxes: dict[asyncio.AbstractEventLoop, _Mailbox] = {}
         self._queue_length = _queue_length()
-        self._out = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._out.setblocking(False)
+        self._out = _sender()
         self._sweep()
 
     def address(self) -> bytes:
@@ -73,8 +78,15 @@ class SocketBells(Bells):
         # Nobody there: its process is dead, and its ticket will be passed over. Queue full: it
         # has many datagrams to wake up for, and rings all of its waiters then. Anything else:
         # what was done is done, whether it can be told or not.
+        path = self._path(name)
         with contextlib.suppress(OSError):
-            self._out.sendto(token, self._path(name))
+            try:
+                self._out.sendto(token, path)
+            except BlockingIOError:
+                # Or it is our buffer that is full, of what stopped processes do not take.
+                self._out.close()
+                self._out = _sender()
+                self._out.sendto(token, path)
 
     def close(self) -> None:
         for mailbox in self._mailboxes.values():

@@ -73,6 +73,7 @@ class Store:
         env: the LMDB environment.
         main: its one tree.
         gate: to be entered before each write transaction.
+        reads: to be held during each read transaction; a fork waits for it.
         path: the folder.
         state: what it was opened as.
         decoded: see `LmdbTable`; to be used inside the gate.
@@ -82,6 +83,7 @@ class Store:
         self.path = path
         self.place = place
         self.users = 0
+        self.reads = threading.Lock()
         self.inherited = False  # in a process forked from the one that opened it
         self._timeout = timeout
         self._boot_id = boot_id
@@ -338,14 +340,17 @@ def _close_at_exit() -> None:
 
 
 def _before_fork() -> None:
-    # No transaction may be open at that moment: the child would close it, and its mutex with it.
+    # No transaction may be open at that moment: the child would close it, and its mutex with it,
+    # or would wait for ever for the thread that is in the middle of a call.
     opening_guard.acquire()
     for store in _stores.values():
         store.gate.threads.acquire()
+        store.reads.acquire()
 
 
 def _in_parent() -> None:
     for store in _stores.values():
+        store.reads.release()
         store.gate.threads.release()
     opening_guard.release()
 
