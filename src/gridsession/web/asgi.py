@@ -28,6 +28,7 @@ from gridsession.identity import CookieReader, CookieWriter
 from gridsession.provider import SessionProvider
 from gridsession.provider.log import log
 from gridsession.provider.visit import Cookie, Visit
+from gridsession.session import Session
 from gridsession.settings import Access, SessionOptions, SessionSettings, Use
 
 Scope = MutableMapping[str, Any]
@@ -85,6 +86,14 @@ class SessionMiddleware:
             self.provider = provider or SessionProvider(settings or SessionSettings.of(options))
         except SettingsError as error:
             self.error = error
+            return
+        except ImportError as error:  # a grid's package
+            self.error = SettingsError(f"connection_string: {error}")
+            return
+        except Exception as error:  # its text is another's, and may hold a password
+            self.error = SettingsError(
+                f"connection_string or settings: what they ask for failed: {type(error).__name__}"
+            )
             return
         settings = self.provider.settings
         self._reader = CookieReader(settings.cookie_name)
@@ -166,21 +175,26 @@ class SessionMiddleware:
         exchange = _Exchange(self, visit, receive, send)
         try:
             await self.app(scope, exchange.receive, exchange.send)
-        except OSError:
-            if not exchange.failed:
+        except Exception as error:
+            if not exchange.has_told(error):
                 raise
-            # We told the application, by this exception, that nobody listens any more.
+            # It comes of what we told the application: that nobody listens any more.
         finally:
+            if isinstance(receive, _Replay):
+                receive.drop()
             if not exchange.started:
                 await visit.discard()
+        if exchange.streamed:
+            _report_late_changes(visit.session)
 
     def _visit(self, scope: Scope, *, lock: bool = True) -> Visit:
         if self.error is not None:
             raise self.error
         method = scope.get("method", "GET")
         root, path = scope.get("root_path", ""), scope["path"]
-        if root and path.startswith(root):
-            path = path[len(root) :]
+        root = root.rstrip("/")
+        if root and (path == root or path.startswith(f"{root}/")):
+            path = path[len(root) :] or "/"
         use = self._rules.use_of(method, path)
         if use.access is Access.EXCLUSIVE and not lock:
             use = Use(Access.READ_ONLY)
@@ -195,20 +209,22 @@ class SessionMiddleware:
     async def _wait_turn(self, visit: Visit, busy: Busy, receive: Receive) -> Receive | None:
         """Wait for the lock, or until the client is gone: then None. What came is replayed."""
         turn = asyncio.ensure_future(visit.wait(busy))
-        came: list[Message] = []
-        gone = asyncio.ensure_future(_until_gone(receive, came))
+        replay = _Replay([], receive)
         try:
             try:
-                await asyncio.wait((turn, gone), return_when=asyncio.FIRST_COMPLETED)
-                if not turn.done() and gone.result():
-                    return None
+                while not turn.done():
+                    under_way: set[asyncio.Future[Any]] = {turn, *replay.ahead()}
+                    await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                    if replay.client_has_left() and not turn.done():
+                        replay.drop()
+                        return None
                 await turn
-                return _Replay(came, receive)
+                return replay
             finally:
-                for task in (turn, gone):
-                    task.cancel()
-                await asyncio.wait((turn, gone))
+                turn.cancel()
+                await asyncio.wait((turn,))
         except BaseException:
+            replay.drop()
             visit.leave()  # cancelled before the turn's task began, or after its turn had come
             raise
 
@@ -281,7 +297,7 @@ def _varying_by_cookie(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[byt
 class _Exchange:
     """The application's side of one request: its `receive` and its `send`."""
 
-    __slots__ = ("_middleware", "_receive", "_send", "_visit", "failed", "started")
+    __slots__ = ("_middleware", "_receive", "_send", "_visit", "failed", "started", "streamed")
 
     def __init__(
         self, middleware: SessionMiddleware, visit: Visit, receive: Receive, send: Send
@@ -291,7 +307,14 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self.started = False
-        self.failed = False
+        self.streamed = False
+        self.failed: OSError | None = None
+
+    def has_told(self, error: BaseException | None) -> bool:
+        """Whether an exception is, or comes of, the one that we raised into the application."""
+        while error is not None and error is not self.failed:
+            error = error.__cause__ or error.__context__
+        return error is not None
 
     async def receive(self) -> Message:
         if self.failed:
@@ -300,7 +323,7 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if self.failed:
-            raise OSError("the response was replaced: its session could not be stored")
+            raise self.failed
         if message["type"] == "http.response.start" and not self.started:
             self.started = True
             visit = self._visit
@@ -308,41 +331,78 @@ class _Exchange:
                 await visit.end()
             except SessionError as error:
                 # Not raised into the application: a handler of its own might answer 200 to it.
-                self.failed = True
+                self.failed = OSError("the response was replaced: its session was not stored")
                 log.error("a request's session was not stored: %s", error, exc_info=error)
                 await _answer(self._send, 500, b"Internal Server Error\n")
                 return
             visit.cookie_can_be_sent = False
             if visit.session.accessed or visit.cookie is not Cookie.KEEP:
                 message = self._middleware.with_cookie(message, visit)
+        elif message.get("more_body"):
+            self.streamed = True
         await self._send(message)
 
 
-class _Replay:
-    """A `receive` that first gives what was received already."""
+def _report_late_changes(session: Session) -> None:
+    """Log what a stream changed inside its session, since nobody is left to be raised at."""
+    try:
+        delta = session._delta()
+    except SessionError as error:
+        log.error("session %s was changed after its end: %s", session.key, error)
+        return
+    if delta.changes:
+        keys = ", ".join(map(repr, (*delta.set, *delta.removed)))
+        log.error(
+            "session %s was changed after its end, under %s, and that is not stored; a stream "
+            "changes its session inside `async with session.exclusive()`",
+            session.key,
+            keys,
+        )
 
-    __slots__ = ("_came", "_receive")
+
+class _Replay:
+    """A `receive` that can run ahead of the application, and gives it first what came meanwhile.
+
+    A receiving that is under way is handed over, never cancelled: a `receive` that wraps another
+    (Starlette's BaseHTTPMiddleware makes such) may not survive that.
+    """
+
+    __slots__ = ("_came", "_kept", "_pending", "_receive")
 
     def __init__(self, came: list[Message], receive: Receive) -> None:
         self._came = came
+        self._kept = 0
+        self._pending: asyncio.Future[Message] | None = None
         self._receive = receive
+
+    def ahead(self) -> list[asyncio.Future[Message]]:
+        """The receiving that is under way; none where enough is kept already."""
+        if self._pending is None and self._kept <= _REPLAYED_BYTES:
+            self._pending = asyncio.ensure_future(self._receive())
+        return [] if self._pending is None else [self._pending]
+
+    def client_has_left(self) -> bool:
+        """Keep what has come, if something has; whether it says so."""
+        if self._pending is None or not self._pending.done():
+            return False
+        message = self._pending.result()
+        self._pending = None
+        self._came.append(message)
+        self._kept += len(message.get("body", b""))
+        return bool(message["type"] == "http.disconnect")
+
+    def drop(self) -> None:
+        """Nobody will ask any more."""
+        if self._pending is not None:
+            self._pending.cancel()
 
     async def __call__(self) -> Message:
         if self._came:
             return self._came.pop(0)
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            return await pending
         return await self._receive()
-
-
-async def _until_gone(receive: Receive, came: list[Message]) -> bool:
-    """Receive into `came`, until the client is gone (True) or enough was kept (False)."""
-    kept = 0
-    while kept <= _REPLAYED_BYTES:
-        message = await receive()
-        came.append(message)
-        if message["type"] == "http.disconnect":
-            return True
-        kept += len(message.get("body", b""))
-    return False
 
 
 async def _answer(send: Send, status: int, body: bytes, retry_after: int | None = None) -> None:
