@@ -159,14 +159,14 @@ def queue() -> Starlette:
         return PlainTextResponse("ok")
 
     async def increment(request: Request) -> Response:
-        began = time.perf_counter()
+        began = time.monotonic()
         session = request.session
         n = session["n"]
         await asyncio.sleep(HANDLER_SECONDS)
         session["n"] = n + 1
         session["order"].append(request.path_params["number"])
-        seconds = time.perf_counter() - began
-        return JSONResponse({"seconds": seconds, "pid": os.getpid()})
+        ended = time.monotonic()
+        return JSONResponse({"began": began, "ended": ended, "pid": os.getpid()})
 
     async def result(request: Request) -> Response:
         return JSONResponse({"n": request.session["n"], "order": request.session["order"]})

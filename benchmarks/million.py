@@ -89,8 +89,9 @@ def million(options: Options) -> Result:
     names = [f"{count:,} sessions" for count in counts]
     opening: dict[str, list[float]] = {name: [] for name in names}
     rounds = options.pick(9, 3)
-    for _ in range(rounds):
-        for name, url in zip(names, urls, strict=True):
+    os.sync()  # what filling left to be written would slow down whoever comes first
+    for number in range(4 * rounds):
+        for name, url in list(zip(names, urls, strict=True))[:: (-1) ** number]:
             opening[name].append(_opening_seconds(url) * 1000)
         options.progress.at(0.65, "opening")
     done = 0
