@@ -31,7 +31,8 @@ def draw(results: Mapping[str, Result], files: Sequence[Path]) -> None:
     axes.axvline(1, color=_INK, linewidth=1.2)
     for place, check in enumerate(checks):
         shown = f" {check.value:.2f}{check.unit} of {check.limit:g}{check.unit}"
-        axes.text(shares[place], place, shown, va="center", fontsize=8, color=_INK)
+        label = axes.text(shares[place], place, shown, va="center", fontsize=8, color=_INK)
+        label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.8})
     axes.set_xlim(0, max(1.0, *shares) * 1.28)
     axes.invert_yaxis()
     axes.set_xlabel("share of the bound (left of the line: kept)", color=_INK)
