@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,18 @@ from typing import Any
 
 from gridsession.errors import GridFull, SessionError, SettingsError
 from gridsession.testing.contract_hooks import Visitor, a_change, a_claim
-from tests.grids.embedded_words import MIB, boot, counted, inside, opened, store_of, visitor
+from tests.grids.embedded_process import memory_folder
+from tests.grids.embedded_words import (
+    MIB,
+    PAGE,
+    boot,
+    counted,
+    fill,
+    inside,
+    opened,
+    store_of,
+    visitor,
+)
 
 _TASKS: dict[str, Callable[..., None]] = {}
 
@@ -33,11 +46,26 @@ def hear() -> str:
     return sys.stdin.readline().strip()
 
 
+async def open_once(path: Path) -> None:
+    async with opened(path):
+        pass
+
+
 @task
 def hold_open(
-    path: str, size: int | None = 4 * MIB, durable: bool = False, boot_id: int | None = None
+    path: str,
+    size: int | None = 4 * MIB,
+    durable: bool = False,
+    boot_id: int | None = None,
+    user: int | None = None,
 ) -> None:
     """Have the store open; go when told."""
+    if user is not None:
+        with memory_folder() as other:  # that user may not be able to read modules
+            asyncio.run(open_once(other))
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
 
     async def run() -> None:
         async with opened(Path(path), size=size, durable=durable) as grid:
@@ -95,11 +123,11 @@ def fork_and_stop_in_write(path: str) -> None:
 
 
 @task
-def wait_for_bell(path: str, number: int, uvloop: bool = False) -> None:
+def wait_for_bell(path: str, number: int, uvloop: bool = False, durable: bool = False) -> None:
     """Queue for a session's lock, and say for how long the bell was waited for."""
 
     async def run() -> None:
-        async with opened(Path(path)) as grid:
+        async with opened(Path(path), durable=durable) as grid:
             there, claim = visitor(grid, number), a_claim()
             await there.queued(claim)
             say("queued")
@@ -207,6 +235,97 @@ def resident(path: str, size: int) -> None:
             with store_of(grid).env.begin() as transaction, transaction.cursor() as cursor:
                 assert sum(1 for _ in cursor) >= 20_000
             say(f"kib {before} {kib()}")
+
+    asyncio.run(run())
+
+
+def mount_memory(path: str, size: int) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True)
+
+
+def free(path: str) -> int:
+    there = os.statvfs(path)
+    return there.f_bavail * there.f_frsize
+
+
+def fill_up(path: Path, leaving: int = 0) -> Path:
+    """A file that takes all room but `leaving`."""
+    stuffing = path / "stuffing"
+    with open(stuffing, "wb") as file:
+        for piece in (1 << 16, PAGE):
+            with contextlib.suppress(OSError):
+                while free(str(path)) > leaving:
+                    file.write(b"x" * piece)
+                    file.flush()
+        file.truncate(max(file.tell() // PAGE * PAGE - max(leaving - free(str(path)), 0), 0))
+    return stuffing
+
+
+@task
+def on_small_disk(mount: str, mib: int, size: int) -> None:
+    """Open what does not fit, then what does; where this process alone sees the disk."""
+    mount_memory(mount, mib * MIB)
+    folder = Path(mount, "store")
+
+    async def run() -> None:
+        try:
+            async with opened(folder, size=size):
+                say("opened")
+        except SettingsError as error:
+            say(f"refused {error}")
+        say(f"left {' '.join(os.listdir(folder))}")
+        async with opened(folder, size=mib * MIB // 2) as grid:
+            await Visitor(grid).create(b"x")
+        say("smaller works")
+
+    asyncio.run(run())
+
+
+@task
+def on_tight_disk(mount: str, spare: int) -> None:
+    """Open a store of 1 MiB with some KiB to spare; then again with room."""
+    mount_memory(mount, 8 * MIB)
+    folder = Path(mount, "store")
+    stuffing = fill_up(Path(mount), leaving=MIB + spare * 1024)
+
+    async def run() -> None:
+        outcome = "opened"
+        try:
+            async with opened(folder, size=MIB):
+                pass
+        except SettingsError:
+            outcome = "SettingsError"
+        say(f"outcome {outcome} {' '.join(os.listdir(folder))}")
+        stuffing.unlink()
+        async with opened(folder, size=MIB) as grid:
+            await Visitor(grid).create(b"x")
+            say("then opened")
+        say(f"left {' '.join(os.listdir(folder))}")
+
+    asyncio.run(run())
+
+
+@task
+def on_full_disk(mount: str) -> None:
+    """Write to each page of an open store when the disk has no block left."""
+    mount_memory(mount, 8 * MIB)
+
+    async def run() -> None:
+        async with opened(Path(mount, "store"), size=4 * MIB) as grid:
+            fill_up(Path(mount))
+            say(f"filled {free(mount)}")
+            there = visitor(grid, 1)
+            await there.create(b"0")
+            for _ in range(2999):
+                number = await counted(there)
+            say(f"commits {number + 1}")
+            kept = await fill(grid, 100_000, 5000, 100)
+            holder = a_claim()
+            await kept[0].locked(holder)
+            await kept[0].queued(a_claim())
+            await kept[0].release(holder)
+            say("largest works")
+        say("closed")
 
     asyncio.run(run())
 

@@ -10,7 +10,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -642,3 +643,71 @@ def test_it_says_where_it_is(folder: Path) -> None:
         await grid.close()
 
     asyncio.run(run())
+
+
+# -- secrets ----------------------------------------------------------------------------------
+
+
+def test_promise_9_failures_tell_no_secret(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    payload, user = b"card 4111 1111 1111 1111", "ann@example.com"
+    texts: list[str] = []
+
+    async def fails(call: Any) -> None:
+        try:
+            await call
+        except Exception as error:
+            texts.extend(["".join(traceback.format_exception(error)), repr(vars(error))])
+        else:
+            raise AssertionError("it did not fail")
+
+    async def run() -> None:
+        with boot(1):
+            async with opened(folder, size=MIB, timeout=0.01) as grid:
+                there, claim = Visitor(grid), a_claim()
+                planted.extend([there.key, there.secret, claim.token, payload, user.encode()])
+                big = payload * 100_000
+                await there.create(payload, claim=claim, user=user)
+                everything: list[Callable[[], Any]] = [
+                    lambda: there.create(big, user=user),
+                    lambda: there.acquire(claim),
+                    lambda: there.commit(claim, a_change(payload, user=user)),
+                    lambda: there.release(claim),
+                    lambda: grid.renew([(there.key, claim.token)], 1.0),
+                ]
+                await fails(Visitor(grid).create(big, user=user))
+                await fails(there.commit(claim, a_change(big, user=user)))
+                gate = store_of(grid).gate
+                assert gate.try_enter()
+                for call in everything:
+                    await fails(call())
+                gate.leave()
+                stored = b"r" + grid._prefix + there.key + b"h"
+                with inside(grid) as transaction:
+                    record = bytes(transaction.get(stored) or b"")
+                    transaction.put(stored, record[:-5])
+                for call in everything[1:]:
+                    await fails(call())
+                with inside(grid) as transaction:
+                    transaction.put(stored, b"\x92" + record)
+                for call in everything[1:]:
+                    await fails(call())
+                with monkeypatch.context() as patch:
+                    patch.setattr(store_of(grid), "env", None)
+                    texts.append(repr(store_of(grid)))
+                texts.extend([repr(grid), grid.where, repr(store_of(grid)), repr(grid._bells)])
+                left = crash(folder)
+        with boot(2):
+            async with opened(left, size=2 * MIB):
+                pass
+
+    planted: list[bytes] = []
+    asyncio.run(run())
+    texts.extend(f"{record.getMessage()} {vars(record)}" for record in caplog.records)
+    assert len(texts) > 10
+    for text in texts:
+        for secret in planted:
+            for spelling in (repr(secret)[2:-1], secret.hex()):
+                assert spelling not in text, text
