@@ -1,0 +1,236 @@
+"""Promise 10: what cannot heal keeps a server from starting, and is told once, whole."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from gridsession import GridUnavailable, SessionProvider, SessionSettings, SettingsError
+from gridsession.web.asgi import Message, Receive, Scope, Send, SessionMiddleware
+from tests.provider.harness import Outage, Spy, in_loop
+from tests.web.driver import FRAMEWORKS, Asked, Browser, Reply, plain, start_of_lifespan
+
+ALL = pytest.mark.parametrize("framework", FRAMEWORKS)
+WRONG: dict[str, dict[str, Any]] = {
+    "unknown option": {"timout": 5},
+    "bad value": {"timeout": -5},
+    "unknown scheme": {"connection_string": "ridas://:hunter2@host"},
+    "bad connection string": {"connection_string": "embedded://host/path"},
+    "unreadable connection string": {"connection_string": "embedded://[hunter2/"},
+    "bad grid option": {"connection_string": "embedded:///tmp?maxsize=5MiB"},
+    "memory with a path": {"connection_string": "memory:///path"},
+    "bad rule": {"access": {"nowhere": "none"}},
+    "settings of another type": {"settings": {"timeout": 5}},
+    "two of three": {"settings": SessionSettings(), "timeout": 5},
+}
+
+
+async def count(asked: Asked) -> Reply:
+    asked.session["n"] = asked.session.get("n", 0) + 1
+    return Reply(str(asked.session["n"]).encode())
+
+
+def logged(caplog: pytest.LogCaptureFixture, level: int) -> list[logging.LogRecord]:
+    return [r for r in caplog.records if r.levelno >= level and r.name == "gridsession"]
+
+
+# -- what cannot heal -----------------------------------------------------------------------------
+
+
+@ALL
+@pytest.mark.parametrize("options", WRONG.values(), ids=WRONG)
+@in_loop
+async def test_a_wrong_setting_fails_the_start_with_its_cause(
+    framework: str, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    app = FRAMEWORKS[framework](count, **options)  # never raises
+    incoming: asyncio.Queue[Message] = asyncio.Queue()
+    incoming.put_nowait({"type": "lifespan.startup"})
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app({"type": "lifespan", "asgi": {"version": "3.0"}}, incoming.get, send)
+    (answer,) = sent
+    assert answer["type"] == "lifespan.startup.failed"
+    (record,) = logged(caplog, logging.WARNING)
+    assert record.levelno == logging.ERROR
+    assert record.exc_info
+    assert isinstance(record.exc_info[1], SettingsError)
+    assert str(record.exc_info[1]) in answer["message"]
+    assert str(record.exc_info[1]) in record.getMessage()
+    assert "hunter2" not in f"{answer} {caplog.text}"
+
+
+@ALL
+@pytest.mark.parametrize("options", WRONG.values(), ids=WRONG)
+@in_loop
+async def test_without_lifespan_every_request_is_a_plain_500_and_one_is_logged(
+    framework: str, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    app = FRAMEWORKS[framework](count, **options)
+    async with SessionProvider(SessionSettings(connection_string="memory:")) as nobodys:
+        browser = Browser(app, nobodys)
+        caplog.clear()
+        for _ in range(3):
+            answer = await browser.ask()
+            assert (answer.status, answer.error) == (500, None)
+            assert answer.body == b"Internal Server Error\n"
+            assert answer.header("retry-after") == []
+    (record,) = logged(caplog, logging.WARNING)
+    assert record.levelno == logging.ERROR
+    assert record.exc_info
+
+
+def test_an_installed_grid_that_cannot_be_imported_is_a_wrong_setting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Point:
+        name = "redis"
+
+        def load(self) -> None:
+            raise ImportError("pip install gridsession[redis]")
+
+    monkeypatch.setattr("gridsession.grids.entry_points", lambda group: [Point()])
+    middleware = SessionMiddleware(plain(count), connection_string="redis://:hunter2@host")
+    assert "pip install gridsession[redis]" in str(middleware.error)
+    assert "hunter2" not in str(middleware.error)
+
+
+@in_loop
+async def test_a_grid_that_will_never_open_fails_the_start(
+    grid: Spy, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refuse(name: str) -> None:
+        if name == "open":
+            raise SettingsError("the password is wrong")
+
+    grid.before = refuse
+    provider = SessionProvider(grid=grid)
+    app = plain(count, provider=provider)
+    answer, _ = await start_of_lifespan(app)
+    assert answer == {
+        "type": "lifespan.startup.failed",
+        "message": "gridsession: the password is wrong",
+    }
+    assert (await Browser(app, provider).ask()).status == 500
+    assert len(logged(caplog, logging.WARNING)) == 1
+
+
+# -- what may heal --------------------------------------------------------------------------------
+
+
+@ALL
+@in_loop
+async def test_an_unreachable_grid_is_told_served_503_and_heals(
+    grid: Spy, framework: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid.before = away = Outage("open")
+    provider = SessionProvider(grid=grid)
+    app = FRAMEWORKS[framework](count, provider=provider)
+    answer, stop = await start_of_lifespan(app)
+    assert answer["type"] == "lifespan.startup.complete"
+    (record,) = logged(caplog, logging.WARNING)
+    assert record.levelno == logging.ERROR
+    assert record.exc_info
+    browser = Browser(app, provider)
+    for _ in range(2):
+        refused = await browser.ask()
+        assert (refused.status, refused.header("retry-after")) == (503, ["1"])
+    away.over()
+    assert [(await browser.ask()).body for _ in range(2)] == [b"1", b"2"]
+    await stop()
+    assert not provider.is_started
+
+
+@ALL
+@in_loop
+async def test_who_wants_it_does_not_start_without_the_grid(
+    grid: Spy, framework: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid.before = Outage("open")
+    settings = SessionSettings(if_unreachable_at_start="fail")
+    app = FRAMEWORKS[framework](count, provider=SessionProvider(settings, grid=grid))
+    answer, _ = await start_of_lifespan(app)
+    assert answer == {
+        "type": "lifespan.startup.failed",
+        "message": "gridsession: the grid is away",
+    }
+    (record,) = logged(caplog, logging.WARNING)
+    assert record.levelno == logging.ERROR
+    assert record.exc_info
+    assert isinstance(record.exc_info[1], GridUnavailable)
+
+
+# -- start and stop -------------------------------------------------------------------------------
+
+
+@ALL
+@in_loop
+async def test_lifespan_opens_and_closes_what_is_its_own(grid: Spy, framework: str) -> None:
+    provider = SessionProvider(grid=grid)
+    answer, stop = await start_of_lifespan(FRAMEWORKS[framework](count, provider=provider))
+    assert answer["type"] == "lifespan.startup.complete"
+    assert provider.is_started is True
+    await stop()
+    assert bool(provider.is_started) is False
+    async with provider:
+        _, stop = await start_of_lifespan(FRAMEWORKS[framework](count, provider=provider))
+        await stop()
+        assert provider.is_started  # it was open before: it is another's to close
+    assert grid.calls.count("open") == 2
+
+
+@in_loop
+async def test_other_scopes_pass_untouched() -> None:
+    seen: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["type"])
+        assert "session" not in scope
+
+    async def nothing() -> Message:
+        raise AssertionError
+
+    async def nowhere(message: Message) -> None:
+        raise AssertionError
+
+    await SessionMiddleware(app, connection_string="memory:")({"type": "x"}, nothing, nowhere)
+    assert seen == ["x"]
+
+
+@ALL
+@pytest.mark.parametrize("connection", ["memory:", "embedded"])
+@pytest.mark.parametrize("lifespan", [True, False])
+def test_test_clients_make_a_loop_for_each_request(
+    framework: str, connection: str, lifespan: bool, tmp_path: Path
+) -> None:
+    if connection == "embedded":
+        connection = f"embedded://{tmp_path}/grid?max_size=4MiB"
+    provider = SessionProvider(SessionSettings(connection_string=connection, namespace="test"))
+    app: Any = FRAMEWORKS[framework](count, provider=provider)
+    client = TestClient(app)
+    if lifespan:
+        with client:
+            assert [client.get("/").text for _ in range(3)] == ["1", "2", "3"]
+    else:
+        assert [client.get("/").text for _ in range(3)] == ["1", "2", "3"]
+    assert client.cookies["session"]
+    asyncio.run(provider.close())
+
+
+def test_operators_are_warned_by_log_records_alone(
+    caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    with TestClient(plain(count, connection_string="memory://")) as client:
+        client.get("/", headers={"cookie": "session=a; session=b"})
+    assert not recwarn.list
+    texts = [r.getMessage() for r in logged(caplog, logging.WARNING)]
+    assert any("this process only" in text for text in texts)
+    assert any("came 2 times" in text for text in texts)
