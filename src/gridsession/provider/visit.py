@@ -1,15 +1,13 @@
-"""A session's way through one request: begin, wait, save, end.
+"""A session's way through one request: begin, save, end.
 
-A `Visit` is what an adapter drives, and what a `Session`'s awaitable methods are bound to. It
-holds at most one lock at a time. Whatever happens to it, cancellation at any await included, its
-lock and tickets are released, withdrawn in the background, or left to their lease.
+A `Visit` is what an adapter drives, and what a `Session`'s awaitable methods are bound to.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -20,26 +18,16 @@ from gridsession.errors import (
     SessionError,
     SessionGone,
     SessionLockLost,
-    SessionLockTimeout,
-    SessionQueueFull,
     SessionReadOnly,
-    SessionReplaced,
 )
 from gridsession.grids.contract import (
-    Busy,
     Change,
     Claim,
     Committed,
     Exists,
-    Found,
-    Granted,
     LockLost,
-    Missing,
     NewRecord,
-    QueueFull,
-    Replaced,
     Rotation,
-    Snapshot,
 )
 from gridsession.identity import (
     ID_BYTES,
@@ -49,11 +37,19 @@ from gridsession.identity import (
     parse_id,
     rotated_id,
 )
+from gridsession.provider.turn import Turn
 from gridsession.session import Delta, NoSession, Phase, Session
 from gridsession.settings import Access, Use
 
 if TYPE_CHECKING:
     from gridsession.provider.core import SessionProvider
+
+_TOKENS = 1 << 64
+_PHASES = {
+    Access.EXCLUSIVE: Phase.WRITABLE,
+    Access.READ_ONLY: Phase.READ_ONLY,
+    Access.NONE: Phase.NOT_AVAILABLE,
+}
 
 
 class Cookie(Enum):
@@ -64,180 +60,26 @@ class Cookie(Enum):
     REMOVE = "remove"
 
 
-class Visit:
-    """One request's use of one session.
+class Visit(Turn):
+    """One request's use of one session. Args: as `Turn`.
 
-    Args:
-        provider: whose grid and settings it uses.
-        session_id: what the cookie carries; None, or of the wrong shape: a new session.
-        use: the access.
-        holder: who asks, in words, for those who wait.
+    Attributes:
+        cookie: what is to become of the browser's cookie.
+        cookie_can_be_sent: the response's headers have not left yet, or there are none.
     """
 
-    __slots__ = (
-        "_came_as",
-        "_claim",
-        "_commits",
-        "_grid",
-        "_holds",
-        "_id_text",
-        "_identity",
-        "_provider",
-        "_stored",
-        "_unsure",
-        "_work",
-        "cookie",
-        "cookie_can_be_sent",
-        "session",
-        "use",
-    )
+    __slots__ = ("_commits", "_unsure", "cookie", "cookie_can_be_sent")
 
     def __init__(
         self, provider: SessionProvider, session_id: bytes | None, use: Use, holder: str
     ) -> None:
-        self._provider = provider
-        self._work = provider.work()
-        self._grid = provider.grid
-        self.use = use
-        self._identity = parse_id(session_id) if session_id is not None else None
-        self._id_text = ""
-        self._came_as = session_id if self._identity is not None else None
-        self._claim = Claim(b"", holder, provider.lease, provider.queue_limit)
+        super().__init__(provider, session_id, use, holder)
+        kind = NoSession if use.access is Access.NONE else Session
+        self.session = kind(self, use.access, _PHASES[use.access], provider.timeout)
         self._commits = 0
-        self._holds = False
-        self._stored = False
         self._unsure = False  # whether a save() that failed was carried out
         self.cookie = Cookie.KEEP
         self.cookie_can_be_sent = True
-        kind = NoSession if use.access is Access.NONE else Session
-        self.session = kind(self, use.access, _PHASES[use.access], provider.timeout)
-
-    # -- begin ----------------------------------------------------------------------------
-
-    async def begin(self) -> None:
-        """Make the session ready, waiting for its lock where that is needed.
-
-        Raises:
-            GridUnavailable, GridFull, SessionLockTimeout, SessionQueueFull, SessionReplaced:
-                the handler must not run; the same request may succeed later.
-            SessionFormatError: what is stored is of no format that this release reads.
-        """
-        busy = await self.ask()
-        if busy is not None:
-            await self.wait(busy)
-
-    async def ask(self) -> Busy | None:
-        """Ask once. None: the session is ready. `Busy`: call `wait` with it, or `leave`."""
-        if self._identity is None or self.use.access is Access.NONE:
-            return None
-        self._claim.token = os.urandom(16)
-        try:
-            return self._took(await self._ask_grid(None))
-        except BaseException:
-            self.leave()
-            raise
-
-    async def wait(self, busy: Busy) -> None:
-        """Wait until the session is ready."""
-        identity = self._identity
-        assert identity is not None
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        waiting: Busy | None = busy
-        try:
-            while waiting is not None:
-                left = began + self._provider.lock_wait_timeout - loop.time()
-                if left <= 0:
-                    raise SessionLockTimeout(
-                        f"{waiting.holder} has held this session's lock for "
-                        f"{waiting.held_for:.1f} s; gave up after {loop.time() - began:.1f} s."
-                    )
-                pause = min(left, waiting.retry_in)
-                await self._grid.wait(identity.key, self._claim.token, pause)
-                waiting = self._took(await self._ask_grid(busy.lock))
-        except BaseException:
-            self.leave()
-            raise
-        self.session.waited += loop.time() - began
-
-    def leave(self) -> None:
-        """Withdraw, in the background, whatever was asked for and not yet used."""
-        if self._claim.token and self._identity is not None:
-            self._give_up_lock()
-
-    def _ask_grid(
-        self, seen: bytes | None
-    ) -> Awaitable[Granted | Found | Busy | QueueFull | Replaced | Missing]:
-        assert self._identity is not None
-        _, key, secret = self._identity
-        if self.use.access is Access.EXCLUSIVE:
-            return self._grid.acquire(key, secret, self._claim)
-        watch = self._claim if self.use.wait_for_writer else None
-        if watch is None:
-            self._claim.token = b""
-        return self._grid.read(key, secret, watch, seen)
-
-    def _took(
-        self, outcome: Granted | Found | Busy | QueueFull | Replaced | Missing
-    ) -> Busy | None:
-        if type(outcome) is Granted:  # ahead of the others: it is what nearly always comes
-            self._hold()
-            self._load(outcome.snapshot)
-            return None
-        match outcome:
-            case Found(snapshot):
-                self._claim.token = b""
-                self._load(snapshot)
-                if snapshot.slide_due:
-                    assert self._identity is not None
-                    self._work.touch(self._identity.key)
-            case Busy():
-                return outcome
-            case Missing():  # never adopted: what is stored from now on gets an id of its own
-                self._claim.token = b""
-                self._forget_id()
-                self._stored = False
-            case QueueFull(holder, held_for):
-                self._claim.token = b""
-                raise SessionQueueFull(
-                    f"{self._claim.queue_limit} requests wait for this session already; "
-                    f"{holder} has held its lock for {held_for:.1f} s."
-                )
-            case Replaced():
-                self._claim.token = b""
-                raise SessionReplaced
-        return None
-
-    def _load(self, snapshot: Snapshot) -> None:
-        self._stored = True
-        self.session._load(
-            payload.split(snapshot.payload),
-            snapshot.user,
-            snapshot.timeout,
-            is_new=False,
-            replaced=snapshot.replaced,
-        )
-
-    # -- the lock -------------------------------------------------------------------------
-
-    def _hold(self) -> None:
-        assert self._identity is not None
-        self._holds = True
-        key, claim = self._identity.key, self._claim
-        self._work.hold(key, claim.token, claim.holder)
-
-    def _let_go(self) -> bytes:
-        """The lock's token, no more ours to renew or to release."""
-        claim = self._claim
-        # A new one: a call that was cancelled may yet be about to read its own, on a grid's thread.
-        self._claim = Claim(b"", claim.holder, claim.lease, claim.queue_limit)
-        self._holds = False
-        self._work.drop(claim.token)
-        return claim.token
-
-    def _give_up_lock(self) -> None:
-        assert self._identity is not None
-        self._work.withdraw(self._identity.key, self._let_go())
 
     # -- end ------------------------------------------------------------------------------
 
@@ -265,18 +107,6 @@ class Visit:
             session._phase = Phase.CLOSED
             session._forget_changes()
         await self._release()
-
-    async def _release(self) -> None:
-        if not self._holds:
-            return
-        assert self._identity is not None
-        key, token = self._identity.key, self._let_go()
-        try:
-            await self._grid.release(key, token)
-        except BaseException as error:
-            self._work.withdraw(key, token)
-            if not isinstance(error, SessionError):
-                raise
 
     def _refuse_changes(self) -> None:
         delta = self.session._delta()
@@ -317,20 +147,17 @@ class Visit:
             absolute_timeout=provider.absolute_timeout,
             user=session._user,
         )
-        identity = parse_id(self.session_id.encode())
+        self._identity = identity = parse_id(self._own_id())
         assert identity is not None
         new.secret = identity.secret
-        self._identity = identity
         if not release:
-            self._claim.token = os.urandom(16)
-        claim = None if release else self._claim
+            self._claim = Claim(os.urandom(16), self._holder, provider.lease, provider.queue_limit)
         try:
-            outcome = await self._grid.create(identity.key, new, claim)
+            outcome = await self._grid.create(identity.key, new, self._claim)
         except BaseException:
-            self._forget_id()  # a second try is another session
             # Whether it was written is unknown. Nobody has been given its id: it expires unused.
-            if not release:
-                self._work.withdraw(identity.key, self._let_go())
+            self.leave()
+            self._forget_id()  # a second try is another session
             raise
         if isinstance(outcome, Exists):
             raise SessionError(f"A new session's key {name_of(identity.key)} was taken already.")
@@ -341,24 +168,25 @@ class Visit:
         session._committed(segments)
 
     async def _commit(self, segments: dict[str, bytes], delta: Delta, *, release: bool) -> None:
-        assert self._identity is not None
-        handle, key, _ = self._identity
-        session = self.session
+        identity, claim, session = self._identity, self._claim, self.session
+        assert identity is not None
+        assert claim is not None
+        key = identity.key
         user_changed = session._user != session._stored_user
         writes = delta.changes or self._unsure
         change = Change(
-            self._next_commit_token(),
+            self._next_commit_token(claim),
             payload.join(segments, self._provider.max_payload_bytes) if writes else None,
             session._timeout,
             session._user,
         )
-        new_text = ""
+        rotated = b""
         if user_changed or session._regenerate:
-            new_text = rotated_id(handle, os.urandom(SECRET_BYTES))
-            identity = parse_id(new_text.encode())
+            rotated = rotated_id(identity.handle, os.urandom(SECRET_BYTES)).encode()
+            identity = parse_id(rotated)
             assert identity is not None
             change.rotation = Rotation(identity.secret, user_changed)
-        token = self._let_go() if release else self._claim.token
+        token = self._let_go() if release else claim.token
         self._unsure = True
         try:
             outcome = await self._grid.commit(key, token, change, release=release)
@@ -374,15 +202,15 @@ class Visit:
             raise (SessionLockLost if type(outcome) is LockLost else SessionGone)
         self._unsure = False
         session._committed(segments)
-        if new_text:
+        if rotated:
             self._identity = identity
-            self._id_text = new_text
+            self._id = rotated
             self.cookie = Cookie.SET
 
-    def _next_commit_token(self) -> int:
+    def _next_commit_token(self, claim: Claim) -> int:
         """64 random bits: the lock's token has been drawn already, and has them to spare."""
         self._commits += 1
-        return (int.from_bytes(self._claim.token[:8], "little") + self._commits) % _TOKENS
+        return (int.from_bytes(claim.token[:8], "little") + self._commits) % _TOKENS
 
     async def _remove(self, *, fenced: bool) -> None:
         if self._stored:
@@ -403,25 +231,23 @@ class Visit:
         self._forget_id()
         self.session._phase = Phase.CLOSED
 
-    def _forget_id(self) -> None:
-        self._identity = None
-        self._came_as = None
-        self._id_text = ""
-
     # -- what a Session's members call ----------------------------------------------------
 
     @property
     def session_id(self) -> str:
-        if not self._id_text:
-            came = self._came_as
-            self._id_text = new_id(os.urandom(ID_BYTES)) if came is None else came.decode("ascii")
-        return self._id_text
+        return self._own_id().decode("ascii")
 
     @property
     def session_key(self) -> bytes:
-        identity = self._identity or parse_id(self.session_id.encode())
+        identity = self._identity or parse_id(self._own_id())
         assert identity is not None
         return identity.key
+
+    def _own_id(self) -> bytes:
+        """The id that the cookie carries, or is to carry; made when it is first asked for."""
+        if self._id is None:
+            self._id = new_id(os.urandom(ID_BYTES)).encode()
+        return self._id
 
     def cookie_to_send(self, *, rolling: bool) -> Cookie:
         """What the response's headers say of the cookie.
@@ -475,11 +301,3 @@ class Visit:
                 await self.end()
         finally:
             session._phase = phase
-
-
-_TOKENS = 1 << 64
-_PHASES = {
-    Access.EXCLUSIVE: Phase.WRITABLE,
-    Access.READ_ONLY: Phase.READ_ONLY,
-    Access.NONE: Phase.NOT_AVAILABLE,
-}

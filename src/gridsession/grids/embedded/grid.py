@@ -278,11 +278,11 @@ class EmbeddedGrid:
                         f"the embedded grid is full: {store.state.max_size >> 20} MiB; raise "
                         "max_size, or shorten the timeout"
                     )
+                transaction.commit()
             except BaseException:
+                store.decoded.clear()  # records in it may have been changed, and not stored
                 transaction.abort()
                 raise
-            transaction.commit()
-            table.keep()
         except lmdb.MapFullError as error:
             if store.env.reader_check():  # what those who died had seen is free now
                 return self._transact(store, run, arguments, several, frugal)
@@ -300,7 +300,7 @@ class EmbeddedGrid:
         store = await self._opened()
         try:
             with store.reads, store.env.begin() as transaction:
-                return run(LmdbTable(transaction, self._clock.now(), self._bells), *arguments)
+                return run(LmdbTable(transaction, self._clock.now(), self._bells, {}), *arguments)
         except lmdb.Error as error:
             raise GridUnavailable(f"the embedded grid failed: {error}") from error
 

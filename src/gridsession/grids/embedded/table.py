@@ -24,9 +24,9 @@ class LmdbTable:
         transaction: LMDB's; whoever opened it commits or aborts it.
         now: the time of all that happens in it.
         bells: where the caller can be rung.
-        decoded: records as this process stored them last, by key, with the bytes that it stored;
-            None outside of the gate. What lies in the file is read all the same, and compared:
-            while it is what we stored, it need not be taken apart again.
+        decoded: records as this process stored them last, by key, with the bytes that it stored.
+            What lies in the file is read all the same, and compared: while it is what we stored,
+            it need not be taken apart again. To be cleared when the transaction is aborted.
         frugal: there is no room for a long record: queues are cut to what fits into a part of a
             page. Those left out enter their tickets anew at their next heartbeat.
 
@@ -38,7 +38,7 @@ class LmdbTable:
     """
 
     __slots__ = (
-        "_bells", "_decoded", "_frugal", "_loaded", "_stored", "_txn",
+        "_bells", "_decoded", "_frugal", "_loaded", "_txn",
         "address", "grown_by", "now", "rung", "swelled",
     )  # fmt: skip
 
@@ -47,7 +47,7 @@ class LmdbTable:
         transaction: lmdb.Transaction,
         now: Now,
         bells: SocketBells,
-        decoded: dict[bytes, tuple[bytes, Record]] | None = None,
+        decoded: dict[bytes, tuple[bytes, Record]],
         frugal: bool = False,
     ) -> None:
         self._txn = transaction
@@ -55,7 +55,6 @@ class LmdbTable:
         self._decoded = decoded
         self._frugal = frugal
         self._loaded = 0  # bytes of the record that was loaded last
-        self._stored: dict[bytes, tuple[bytes, Record]] = {}
         self.address: bytes | None = None
         self.now = now
         self.rung: list[tuple[bytes, bytes]] = []
@@ -67,9 +66,8 @@ class LmdbTable:
         if raw is None:
             return None
         self._loaded = len(raw)
-        # Taken out, since it is going to be changed: `keep` puts it back.
-        known = self._decoded.pop(key, None) if self._decoded is not None else None
-        record = codec.unpack(raw) if known is None or known[0] != raw else known[1]
+        known = self._decoded.get(key)
+        record = known[1] if known is not None and known[0] == raw else codec.unpack(raw)
         if record.boot_id != self.now.boot_id:
             record.enter_boot(self.now.boot_id)
         return record
@@ -81,14 +79,9 @@ class LmdbTable:
         if len(raw) > self._loaded:
             self.swelled = True
         self._txn.put(RECORD + key + HEAD, raw)
-        self._stored[key] = (raw, record)
-
-    def keep(self) -> None:
-        """The transaction is committed: what it stored is what lies in the file."""
-        if self._decoded is not None:
-            if len(self._decoded) > _MOST_DECODED:
-                self._decoded.clear()
-            self._decoded.update(self._stored)
+        if len(self._decoded) > _MOST_DECODED:
+            self._decoded.clear()
+        self._decoded[key] = (raw, record)
 
     def payload(self, key: bytes) -> bytes:
         payload: bytes = self._txn.get(RECORD + key + PAYLOAD, b"")  # type: ignore[assignment]
@@ -101,7 +94,7 @@ class LmdbTable:
             self.grown_by += len(payload)
 
     def delete(self, key: bytes, record: Record) -> None:
-        self._stored.pop(key, None)
+        self._decoded.pop(key, None)
         self._txn.delete(RECORD + key + HEAD)
         self._txn.delete(RECORD + key + PAYLOAD)
         self._txn.delete(codec.index_key(record.indexed, key))
