@@ -1,9 +1,8 @@
 """What a handler holds: a dict whose values are decoded when touched and compared at the end.
 
 A `Session` is a real `dict`, since frameworks and templates expect one, with a placeholder in
-each slot that nobody has asked for yet. Every Python-level way to a value decodes it first. C code
-that looks into the slots itself (orjson, msgspec, pydantic) finds the placeholder, which nothing
-can serialize, and raises: hand it `dict(session)`.
+each slot that nobody has asked for yet. Every Python-level way to a value decodes it first; C code
+that looks into the slots itself (orjson, msgspec, pydantic) raises: hand it `dict(session)`.
 
 Nothing here awaits: what has to (`save`, `release`, `exclusive`) is bound in by the provider.
 """
@@ -19,23 +18,8 @@ from typing import Any, NamedTuple, NoReturn, Protocol, Self, SupportsIndex
 from gridsession import payload
 from gridsession.errors import SessionClosed, SessionNotAvailable, SessionReadOnly, SessionReplaced
 from gridsession.settings import MAX_TIMEOUT, Access, seconds
+from gridsession.undecoded import UNDECODED
 
-
-class _Undecoded:
-    """Stands in a slot whose value nobody has asked for. Not serializable, on purpose."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "<not decoded: use dict(session)>"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("an undecoded session value was read past the session; use dict(session)")
-
-
-_UNDECODED: Any = _Undecoded()
-# Pydantic hands unknown objects through unseen, in Python mode; this is no serializer: it raises.
-_Undecoded.__pydantic_serializer__ = _UNDECODED  # type: ignore[attr-defined]
 _ABSENT: Any = object()
 
 
@@ -116,11 +100,9 @@ class Session(dict[str, Any]):
         self._bound = bound
         self._access = access
         self._phase = phase
-        self.accessed = False
-        self.modified = False
+        self.accessed = self.modified = False
         self.waited = 0.0
-        self._segments = {}
-        self._touched = {}
+        self._segments, self._touched = {}, {}
         self._user = self._stored_user = None
         self._timeout = self._stored_timeout = timeout
         self._is_new = True
@@ -234,6 +216,7 @@ class Session(dict[str, Any]):
     # -- reading --------------------------------------------------------------------------
 
     def _read(self) -> None:
+        """Starlette's: what asks for a session calls it."""
         self.accessed = True
 
     mark_accessed = _read
@@ -247,18 +230,18 @@ class Session(dict[str, Any]):
 
     def _decode_all(self) -> None:
         self._read()
-        for key in [k for k, value in super().items() if value is _UNDECODED]:
+        for key in [k for k, value in super().items() if value is UNDECODED]:
             self._decode(key)
 
     def __getitem__(self, key: str) -> Any:
         self.accessed = True
         value = dict.__getitem__(self, key)
-        return self._decode(key) if value is _UNDECODED else value
+        return self._decode(key) if value is UNDECODED else value
 
     def get(self, key: str, default: Any = None) -> Any:
         self.accessed = True
         value = dict.get(self, key, default)
-        return self._decode(key) if value is _UNDECODED else value
+        return self._decode(key) if value is UNDECODED else value
 
     def __contains__(self, key: object) -> bool:
         self.accessed = True
@@ -392,15 +375,14 @@ class Session(dict[str, Any]):
     ) -> None:
         """Hold what a grid has stored, and forget what was changed and not committed."""
         dict.clear(self)
-        dict.update(self, dict.fromkeys(segments, _UNDECODED))
+        dict.update(self, dict.fromkeys(segments, UNDECODED))
         self._segments = segments
         self._touched = {}
         self._user = self._stored_user = user
         self._timeout = self._stored_timeout = timeout
         self._is_new = is_new
         self._replaced = replaced
-        self._regenerate = False
-        self._abandoned = False
+        self._regenerate = self._abandoned = False
 
     def _delta(self) -> Delta:
         """What differs from what is stored. Decides by bytes: a value set to itself is none.
@@ -446,11 +428,8 @@ class Session(dict[str, Any]):
     @property
     def _has_new_terms(self) -> bool:
         """Something other than the data changed, and is to be stored."""
-        return (
-            self._regenerate
-            or self._user != self._stored_user
-            or self._timeout != self._stored_timeout
-        )
+        terms, stored = (self._user, self._timeout), (self._stored_user, self._stored_timeout)
+        return self._regenerate or terms != stored
 
 
 class NoSession(Session):
