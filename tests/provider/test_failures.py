@@ -223,6 +223,20 @@ async def test_an_end_that_fails_is_reported(grid: Spy, ending: str, applied: bo
 
 @APPLIED
 @in_loop
+async def test_an_end_that_could_not_be_saved_is_tried_again(grid: Spy, applied: bool) -> None:
+    async with provider_on(grid) as provider:
+        session_id = await stored(provider, a=1)
+        async with provider.open(session_id) as session:
+            session.abandon()
+            break_off(grid, "remove", applied=applied, times=1)
+            with pytest.raises(GridUnavailable):
+                await session.save()
+        async with provider.open(session_id, access="read_only") as session:
+            assert session.is_new
+
+
+@APPLIED
+@in_loop
 async def test_what_a_failed_save_may_have_stored_is_undone_by_the_commit(
     grid: Spy, applied: bool
 ) -> None:

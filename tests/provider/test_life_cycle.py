@@ -16,6 +16,7 @@ from gridsession import (
     SessionClosed,
     SessionGone,
     SessionLockLost,
+    SessionLockTimeout,
     SessionNotAvailable,
     SessionReadOnly,
     SessionReplaced,
@@ -423,6 +424,62 @@ async def test_exclusive_needs_a_session_that_is_stored(grid: Spy) -> None:
                     pass
             with pytest.raises(SessionReadOnly):
                 session["a"] = 2
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["free", "held"])
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@in_loop
+async def test_tasks_of_one_request_take_turns_at_exclusive(
+    grid: Spy, held: bool, loop: str
+) -> None:
+    """As the tasks of a WebSocket do: one reads, one writes, one beats."""
+    async with provider_on(grid) as provider:
+        session_id = await stored(provider, n=0, list=[])
+        async with provider.open(session_id, access="read_only") as session:
+
+            async def count(number: int) -> None:
+                async with session.exclusive() as s:
+                    n = s["n"]
+                    await asyncio.sleep(0.001)
+                    s["n"] = n + 1
+                    s["list"].append(number)
+                    async with session.exclusive() as inner:
+                        inner["n"] += 1
+                    if number == 2:
+                        await s.release()
+                        async with session.exclusive() as again:
+                            again["n"] += 1
+
+            async with asyncio.TaskGroup() as tasks:
+                other = provider.open(session_id) if held else contextlib.nullcontext()
+                async with other:
+                    counting = [tasks.create_task(count(number)) for number in range(4)]
+                    leaving = tasks.create_task(count(99))
+                    await asyncio.sleep(0.002)
+                    leaving.cancel()
+            assert all(task.exception() is None for task in counting)
+            assert session.is_read_only
+        data = await data_of(provider, session_id)
+        assert data == {"n": 9, "list": [0, 1, 2, 3]}
+        assert await is_free(grid, session_id)
+
+
+@in_loop
+async def test_a_task_inside_anothers_exclusive_waits_no_longer_than_for_a_lock(grid: Spy) -> None:
+    async with provider_on(grid, lock_wait_timeout=0.05) as provider:
+        session_id = await stored(provider, n=0)
+        async with provider.open(session_id, access="read_only") as session:
+
+            async def child() -> None:
+                with pytest.raises(SessionLockTimeout, match=r"Another task.*after 0\.1 s"):
+                    async with session.exclusive():
+                        raise AssertionError("the block ran")
+
+            async with session.exclusive() as s:
+                s["n"] = 1
+                await asyncio.create_task(child())
+                s["n"] = 2
+        assert await data_of(provider, session_id) == {"n": 2}
 
 
 # -- ids that change ----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gridsession import payload
 from gridsession.errors import (
@@ -18,6 +18,7 @@ from gridsession.errors import (
     SessionError,
     SessionGone,
     SessionLockLost,
+    SessionLockTimeout,
     SessionReadOnly,
 )
 from gridsession.grids.contract import (
@@ -68,18 +69,31 @@ class Visit(Turn):
         cookie_can_be_sent: the response's headers have not left yet, or there are none.
     """
 
-    __slots__ = ("_commits", "_unsure", "cookie", "cookie_can_be_sent")
+    __slots__ = ("_commits", "_inside", "_turns", "_unsure", "cookie", "cookie_can_be_sent")
 
     def __init__(
         self, provider: SessionProvider, session_id: bytes | None, use: Use, holder: str
     ) -> None:
         super().__init__(provider, session_id, use, holder)
-        kind = NoSession if use.access is Access.NONE else Session
-        self.session = kind(self, use.access, _PHASES[use.access], provider.timeout)
         self._commits = 0
+        self._inside: asyncio.Task[Any] | None = None  # whose exclusive() block this is
+        self._turns: asyncio.Lock | None = None
         self._unsure = False  # whether a save() that failed was carried out
         self.cookie = Cookie.KEEP
         self.cookie_can_be_sent = True
+
+    def _make_session(
+        self,
+        timeout: float,
+        segments: dict[str, bytes] | None = None,
+        user: str | None = None,
+        replaced: bool = False,
+    ) -> None:
+        access = self.use.access
+        kind = NoSession if access is Access.NONE else Session
+        phase = _PHASES[access]
+        self.session = kind(self, access, phase, timeout, segments, user, replaced)
+        self._ready = True
 
     # -- end ------------------------------------------------------------------------------
 
@@ -215,7 +229,7 @@ class Visit(Turn):
     async def _remove(self, *, fenced: bool) -> None:
         if self._stored:
             assert self._identity is not None
-            key, token = self._identity.key, self._let_go()
+            key, token = self._identity.key, self._let_go() if self._claim is not None else b""
             try:
                 outcome = await self._grid.remove(key, token if fenced else None)
             except asyncio.CancelledError:  # as a commit's: a response was made, so it stands
@@ -277,10 +291,39 @@ class Visit(Turn):
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[Session]:
+        task = asyncio.current_task()
+        if self.session._phase is Phase.WRITABLE and self._inside in (None, task):
+            yield self.session
+        elif self._inside is task:  # it has released its block's lock
+            async with self._block() as session:
+                yield session
+        else:
+            async with self._turn_of(task), self._block() as session:
+                yield session
+
+    @asynccontextmanager
+    async def _turn_of(self, task: asyncio.Task[Any] | None) -> AsyncIterator[None]:
+        """The tasks of a request share its session and its lock, so their blocks take turns."""
+        if self._turns is None:
+            self._turns = asyncio.Lock()
+        try:
+            async with asyncio.timeout(self._provider.lock_wait_timeout):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise SessionLockTimeout(
+                "Another task of this request is inside `session.exclusive()`; gave up after "
+                f"{self._provider.lock_wait_timeout:.1f} s."
+            ) from None
+        self._inside = task
+        try:
+            yield
+        finally:
+            self._inside = None
+            self._turns.release()
+
+    @asynccontextmanager
+    async def _block(self) -> AsyncIterator[Session]:
         session, phase, use = self.session, self.session._phase, self.use
-        if phase is Phase.WRITABLE:
-            yield session
-            return
         if not self._stored:
             raise SessionClosed("Nothing is stored of this session, so there is nothing to lock.")
         self.use = Use(Access.EXCLUSIVE)
