@@ -96,17 +96,29 @@ class Session(dict[str, Any]):
     _regenerate: bool
     _abandoned: bool
 
-    def __init__(self, bound: Bound, access: Access, phase: Phase, timeout: float) -> None:
+    def __init__(  # noqa: PLR0917 - keywords take time, and the provider is who calls it
+        self,
+        bound: Bound,
+        access: Access,
+        phase: Phase,
+        timeout: float,
+        segments: dict[str, bytes] | None = None,
+        user: str | None = None,
+        replaced: bool = False,
+    ) -> None:
+        if segments:
+            dict.update(self, dict.fromkeys(segments, UNDECODED))
         self._bound = bound
         self._access = access
         self._phase = phase
-        self.accessed = self.modified = False
-        self.waited = 0.0
-        self._segments, self._touched = {}, {}
-        self._user = self._stored_user = None
+        self._segments = {} if segments is None else segments
+        self._touched = {}
+        self._user = self._stored_user = user
         self._timeout = self._stored_timeout = timeout
-        self._is_new = True
-        self._replaced = self._regenerate = self._abandoned = False
+        self._is_new = segments is None
+        self._replaced = replaced
+        self.accessed = self.modified = self._regenerate = self._abandoned = False
+        self.waited = 0.0
 
     # -- members --------------------------------------------------------------------------
 
@@ -216,7 +228,6 @@ class Session(dict[str, Any]):
     # -- reading --------------------------------------------------------------------------
 
     def _read(self) -> None:
-        """Starlette's: what asks for a session calls it."""
         self.accessed = True
 
     mark_accessed = _read

@@ -24,7 +24,7 @@ class Peek:
         identity = parse_id(session_id.encode())
         assert identity is not None
         with self._env.begin() as transaction:
-            raw = transaction.get(b"r" + self._prefix + identity.key + b"h")
+            raw = transaction.get(self._prefix + identity.key + b"h")
         return None if raw is None else codec.unpack(bytes(raw))
 
     def tickets(self, session_id: str) -> int:

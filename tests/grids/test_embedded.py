@@ -11,7 +11,7 @@ import pytest
 
 from gridsession.grids.contract import Grid
 from gridsession.grids.embedded import EmbeddedGrid
-from gridsession.grids.embedded.codec import HEAD, LAYOUT, RECORD
+from gridsession.grids.embedded.codec import HEAD, LAYOUT
 from gridsession.testing import BoundedGridContract, GridContract, ManualClock, StoredGridContract
 from gridsession.testing.contract_hooks import Undo
 from tests.grids.embedded_process import memory_folder
@@ -48,7 +48,7 @@ class EmbeddedHooks(GridContract, StoredGridContract, BoundedGridContract):
 
     async def make_newer_layout(self, grid: Grid, key: bytes) -> Undo:
         assert isinstance(grid, EmbeddedGrid)
-        stored = RECORD + grid._prefix + key + HEAD
+        stored = grid._prefix + key + HEAD
         with inside(grid) as transaction:
             before = bytes(transaction.get(stored) or b"")
             layout, *row = ormsgpack.unpackb(before)

@@ -504,7 +504,7 @@ def test_a_damaged_record_is_unavailable_and_tells_nothing(folder: Path) -> None
         async with opened(folder) as grid:
             there = visitor(grid, 1)
             await there.create(b"payload")
-            stored = b"r" + grid._prefix + there.key + b"h"
+            stored = grid._prefix + there.key + b"h"
             for damage in (b"", b"\xc1", b"\x93\x01\x02\x03", b"\x92\xa6secret\x01", b"\x90"):
                 with inside(grid) as transaction:
                     transaction.put(stored, damage)
@@ -684,7 +684,7 @@ def test_promise_9_failures_tell_no_secret(
                 for call in everything:
                     await fails(call())
                 gate.leave()
-                stored = b"r" + grid._prefix + there.key + b"h"
+                stored = grid._prefix + there.key + b"h"
                 with inside(grid) as transaction:
                     record = bytes(transaction.get(stored) or b"")
                     transaction.put(stored, record[:-5])

@@ -148,7 +148,7 @@ class MemoryGrid:
         with self._guard:
             table.tell_time()
             yield table
-            rung, table.rung = table.rung, []
+            rung, table.rung = table.rung, ()
         for _, token in rung:
             self._bells.ring(token)
 
@@ -162,7 +162,7 @@ class _DictTable:
         self._records: dict[bytes, Record] = {}
         self._payloads: dict[bytes, bytes] = {}
         self._deadlines: list[tuple[float, bytes]] = []  # a heap
-        self.rung: list[tuple[bytes, bytes]] = []
+        self.rung: Sequence[tuple[bytes, bytes]] = ()
         self.tell_time()
 
     def tell_time(self) -> None:

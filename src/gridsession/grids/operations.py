@@ -43,7 +43,7 @@ class Table(Protocol):
     """
 
     now: Now
-    rung: list[tuple[bytes, bytes]]
+    rung: Sequence[tuple[bytes, bytes]]
 
     def load(self, key: bytes) -> Record | None: ...
     def save(self, key: bytes, record: Record) -> None: ...
@@ -188,7 +188,7 @@ def _remove(table: Table, key: bytes, record: Record) -> None:
     record.end()
     table.delete(key, record)
     if record.rung:
-        table.rung += record.rung
+        table.rung = [*table.rung, *record.rung]
 
 
 def _keep(table: Table, key: bytes, record: Record) -> None:
@@ -198,6 +198,6 @@ def _keep(table: Table, key: bytes, record: Record) -> None:
             table.index(key, record, record.deadline)
         table.save(key, record)
         if record.rung:
-            table.rung += record.rung
+            table.rung = [*table.rung, *record.rung]
             record.rung = None
         record.dirty = False

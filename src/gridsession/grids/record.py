@@ -42,6 +42,7 @@ from gridsession.grids.contract import (
 )
 
 _MIN_SLIDE, _MAX_SLIDE = 1.0, 60.0  # seconds: a deadline is written at most this often, at least
+_OLDEST_COMMIT = -2 * (REMEMBERED_COMMITS - 1)  # where the commits begin that stay remembered
 _SLIDE_SHARE = 0.01  # once per hundredth of the timeout lies between
 _MIN_RETRY = 0.005  # seconds; a waiter whose holder's lease ends this instant does not spin
 
@@ -258,18 +259,18 @@ class Record:
     ) -> Committed | LockLost | Gone:
         if not self.is_live(now):
             return GONE
-        if (known := self._commit_known(change.commit_token)) is not None:
+        commit_token = change.commit_token
+        if commit_token in self.commits and (known := self._commit_known(commit_token)) is not None:
             if release and self.lock_token == token:
                 self._hand_over(now.steady)
             return Committed(known, self.deadline)
         if self.lock_token != token:
             return LOCK_LOST
         self.counter += 1
-        self.version_token = change.commit_token
+        self.version_token = commit_token
         if change.payload is not None:
             self.size = len(change.payload)
-        self.commits += (change.commit_token, self.counter)
-        del self.commits[: -2 * REMEMBERED_COMMITS]
+        self.commits = [*self.commits[_OLDEST_COMMIT:], commit_token, self.counter]
         self.timeout = change.timeout
         self.user = change.user
         self.deadline = self._deadline_from(now.wall)
@@ -277,7 +278,9 @@ class Record:
         if change.rotation is not None:
             self._rotate(change.rotation.secret, change.rotation.user_changed, now.steady)
         if release:
-            self._hand_over(now.steady)
+            self.lock_token = None
+            if self.tickets:
+                self._hand_over(now.steady)
         return Committed(self.version, self.deadline)
 
     def created_by(self, commit_token: int) -> Committed | None:
@@ -361,8 +364,6 @@ class Record:
 
     def _commit_known(self, commit_token: int) -> Version | None:
         commits = self.commits
-        if commit_token not in commits:
-            return None
         for i in range(len(commits) - 2, -1, -2):
             if commits[i] == commit_token:
                 return Version(commits[i + 1], commit_token)

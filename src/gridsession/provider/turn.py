@@ -51,7 +51,7 @@ class Turn:
     """
 
     __slots__ = (
-        "_claim", "_grid", "_holder", "_id", "_identity", "_provider", "_stored", "_work",
+        "_claim", "_grid", "_holder", "_id", "_identity", "_provider", "_ready", "_stored", "_work",
         "session", "use",
     )  # fmt: skip
 
@@ -67,7 +67,8 @@ class Turn:
         self._claim: Claim | None = None  # the lock or ticket that is ours, or may be
         self._id = session_id
         self._identity = parse_id(session_id) if session_id is not None else None
-        self._stored = False
+        self._ready = False  # there is a session
+        self._stored = False  # and the grid has it
         self.use = use
         if self._identity is None:
             self._id = None
@@ -87,6 +88,7 @@ class Turn:
     async def ask(self) -> Busy | None:
         """Ask once. None: the session is ready. `Busy`: call `wait` with it, or `leave`."""
         if self._identity is None or self.use.access is Access.NONE:
+            self._make_session(self._provider.timeout)
             return None
         if self.use.access is Access.EXCLUSIVE or self.use.wait_for_writer:
             provider = self._provider
@@ -126,6 +128,16 @@ class Turn:
         if self._claim is not None and self._identity is not None:
             self._work.withdraw(self._identity.key, self._let_go())
 
+    def _make_session(
+        self,
+        timeout: float,
+        segments: dict[str, bytes] | None = None,
+        user: str | None = None,
+        replaced: bool = False,
+    ) -> None:
+        """Set `session`, for the first time in this request."""
+        raise NotImplementedError
+
     # -- parts ----------------------------------------------------------------------------
 
     def _ask_grid(
@@ -156,6 +168,8 @@ class Turn:
             case Missing():  # never adopted: what is stored from now on gets an id of its own
                 self._forget_id()
                 self._stored = False
+                if not self._ready:
+                    self._make_session(self._provider.timeout)
             case QueueFull(holder, held_for):
                 raise SessionQueueFull(
                     f"{self._provider.queue_limit} requests wait for this session already; "
@@ -166,14 +180,14 @@ class Turn:
         return None
 
     def _load(self, snapshot: Snapshot) -> None:
+        segments = payload.split(snapshot.payload)
+        if self._ready:  # `exclusive()` in a request that has a session already
+            self.session._load(
+                segments, snapshot.user, snapshot.timeout, is_new=False, replaced=snapshot.replaced
+            )
+        else:
+            self._make_session(snapshot.timeout, segments, snapshot.user, snapshot.replaced)
         self._stored = True
-        self.session._load(
-            payload.split(snapshot.payload),
-            snapshot.user,
-            snapshot.timeout,
-            is_new=False,
-            replaced=snapshot.replaced,
-        )
 
     def _forget_id(self) -> None:
         self._identity = None

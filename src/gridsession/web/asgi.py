@@ -191,20 +191,22 @@ class SessionMiddleware:
         if self.error is not None:
             raise self.error
         method = scope.get("method", "GET")
-        root, path = scope.get("root_path", ""), scope["path"]
-        root = root.rstrip("/")
-        if root and (path == root or path.startswith(f"{root}/")):
-            path = path[len(root) :] or "/"
+        path = scope["path"]
+        root = scope.get("root_path")
+        if root and f"{path}/".startswith(root := root.rstrip("/") + "/"):
+            path = path[len(root) - 1 :] or "/"
         use = self._rules.use_of(method, path)
         if use.access is Access.EXCLUSIVE and not lock:
             use = Use(Access.READ_ONLY)
-        values = [] if use.access is Access.NONE else self._reader.values(scope["headers"])
-        if len(values) > 1:
-            # Which one the browser means can't be known: one of them may be planted by a
-            # neighbouring domain.
-            log.warning("the cookie %s came %d times; none counts", self._reader.name, len(values))
-        session_id = values[0] if len(values) == 1 else None
-        return Visit(self.provider, session_id, use, _holder(method, path))
+        session_id = None
+        if use.access is not Access.NONE and (values := self._reader.values(scope["headers"])):
+            if len(values) == 1:
+                session_id = values[0]
+            else:  # which one is meant can't be known: a neighbouring domain may have planted one
+                name, times = self._reader.name, len(values)
+                log.warning("the cookie %s came %d times; none counts", name, times)
+        first = path.partition("/")[2].partition("/")[0]
+        return Visit(self.provider, session_id, use, _holder(method, first))
 
     async def _wait_turn(self, visit: Visit, busy: Busy, receive: Receive) -> Receive | None:
         """Wait for the lock, or until the client is gone: then None. What came is replayed."""
@@ -279,6 +281,10 @@ class SessionMiddleware:
 
 def _varying_by_cookie(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """The headers with `Cookie` among what the response varies by, and everything else kept."""
+    headers = list(headers)
+    if b"vary" not in b"\n".join(dict(headers)).lower():  # as a rule, and quick to find out
+        headers.append((b"vary", b"Cookie"))
+        return headers
     kept: list[tuple[bytes, bytes]] = []
     vary = b""
     for header in headers:
@@ -286,10 +292,8 @@ def _varying_by_cookie(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[byt
             vary = vary + b", " + header[1] if vary else header[1]
         else:
             kept.append(header)
-    if not vary:
-        vary = b"Cookie"
-    elif not {b"cookie", b"*"} & {name.strip().lower() for name in vary.split(b",")}:
-        vary += b", Cookie"
+    if not {b"cookie", b"*"} & {name.strip().lower() for name in vary.split(b",")}:
+        vary = vary + b", Cookie" if vary else b"Cookie"
     kept.append((b"vary", vary))
     return kept
 
@@ -417,16 +421,14 @@ async def _answer(send: Send, status: int, body: bytes, retry_after: int | None 
     await send({"type": "http.response.body", "body": body})
 
 
-def _holder(method: str, path: str) -> str:
-    """Who holds a lock, for those who wait for it; never the whole path, which may hold secrets."""
-    return _holder_named(method, path.partition("/")[2].partition("/")[0])
-
-
 @lru_cache(maxsize=_KEPT_HOLDERS)
-def _holder_named(method: str, first: str) -> str:
+def _holder(method: str, first: str) -> str:
+    """Who holds a lock, for those who wait for it: of the path its first segment, never the whole,
+    which may hold secrets.
+    """
     shown = first if not first or _SEGMENT.fullmatch(first) else "…"
     return f"{method[:16]} /{shown} · {_HOST} · pid {os.getpid()}"
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_holder_named.cache_clear)  # another pid
+    os.register_at_fork(after_in_child=_holder.cache_clear)  # another pid

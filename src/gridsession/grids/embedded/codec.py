@@ -2,8 +2,8 @@
 
     "r" namespace[8] key[32] "h"     the record; a namespace is the first 8 bytes of its SHA-256
     "r" namespace[8] key[32] "p"     its payload, beside it in the tree
-    "d" due[8] namespace[8] key[32]  the index of deadlines: a big-endian double, so that the
-                                     order of the bytes is the order of time
+    "d" due[8] "r" namespace[8] key[32]  the index of deadlines: a big-endian double, so that
+                                         the order of the bytes is the order of time
 
 A record is an array of two: the number of its layout, and its fields. A newer layout is
 `GridUnavailable`: a newer release wrote it, and this one must neither read it by guess nor take it
@@ -30,8 +30,8 @@ _DUE_AT = len(INDEX)
 
 
 def prefix_of(namespace: str) -> bytes:
-    """What sets the keys of one application apart."""
-    return sha256(namespace.encode()).digest()[:8]
+    """What the keys of one application's records begin with."""
+    return RECORD + sha256(namespace.encode()).digest()[:8]
 
 
 def index_key(due: float, key: bytes) -> bytes:

@@ -37,7 +37,13 @@ from gridsession.grids.contract import (
 from gridsession.grids.embedded import codec
 from gridsession.grids.embedded.mailbox import SocketBells
 from gridsession.grids.embedded.place import Place
-from gridsession.grids.embedded.store import Store, close_store, open_store, opening_guard
+from gridsession.grids.embedded.store import (
+    SMALL_BYTES,
+    Store,
+    close_store,
+    open_store,
+    opening_guard,
+)
 from gridsession.grids.embedded.table import LmdbTable
 from gridsession.grids.embedded.writer import Writer
 
@@ -226,8 +232,8 @@ class EmbeddedGrid:
             outcome, rung = self._transact(store, run, arguments)
         finally:
             store.gate.leave()
-        for address, token in rung:
-            self._bells.ring_at(address, token)
+        if rung:
+            self._ring(rung)
         return outcome
 
     async def _write_durably(
@@ -254,8 +260,7 @@ class EmbeddedGrid:
             outcomes, rung = self._transact(store, _run_all, (runs,), len(runs) > 1)
         finally:
             store.gate.leave()
-        for address, token in rung:
-            self._bells.ring_at(address, token)
+        self._ring(rung)
         return outcomes
 
     def _transact(
@@ -265,15 +270,21 @@ class EmbeddedGrid:
         arguments: tuple[Any, ...],
         several: bool = False,
         frugal: bool = False,
-    ) -> tuple[_T, list[tuple[bytes, bytes]]]:
+    ) -> tuple[_T, Sequence[tuple[bytes, bytes]]]:
         """Inside the gate: all of it is kept, or an exception says that nothing is."""
         try:
             transaction = store.env.begin(write=True)
             try:
                 now = self._clock.now()
-                table = LmdbTable(transaction, now, self._bells, store.decoded, frugal)
+                table = LmdbTable(transaction, now, self._bells, store.decoded)
+                if frugal:
+                    table.frugal = True
                 outcome = run(table, *arguments)
-                if table.swelled and not store.has_room(transaction, now.steady, table.grown_by):
+                if (
+                    table.swelled
+                    and (now.steady >= store.roomy_until or table.grown_by > SMALL_BYTES)
+                    and not store.has_room(transaction, now.steady, table.grown_by)
+                ):
                     raise GridFull(
                         f"the embedded grid is full: {store.state.max_size >> 20} MiB; raise "
                         "max_size, or shorten the timeout"
@@ -294,6 +305,10 @@ class EmbeddedGrid:
         except lmdb.Error as error:
             raise GridUnavailable(f"the embedded grid failed: {error}") from error
         return outcome, table.rung
+
+    def _ring(self, rung: Sequence[tuple[bytes, bytes]]) -> None:
+        for address, token in rung:
+            self._bells.ring_at(address, token)
 
     async def _read(self, run: Callable[..., _T], *arguments: Any) -> _T:
         """Outside the gate: readers block nobody, and nobody blocks them."""

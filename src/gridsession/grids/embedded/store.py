@@ -61,7 +61,8 @@ _LEAST_RESERVE = 96  # pages: a release copies up to ten, and those of the two b
 _READER_CHECK_SECONDS = 60.0
 # With 64 MiB to spare, small writes are not counted for the next moment: in 20 ms a machine's
 # processes cannot write half of that in pieces of 4 KiB.
-_ROOMY_PAGES, _ROOMY_SECONDS, _SMALL_BYTES = 16384, 0.02, 4096
+_ROOMY_PAGES, _ROOMY_SECONDS = 16384, 0.02
+SMALL_BYTES = 4096
 _LONG_READ = 100  # transactions of others; a read takes less than one
 _LOCK_FILE_BYTES = 128 * 1024  # of which LMDB uses 64 bytes a reader
 
@@ -109,24 +110,23 @@ class Store:
         self._pages = pages
         self._full_pages = pages - reserve  # more than this are in use by no payloads
         self._brim_pages = pages - reserve // 2  # nor more than this by locks and tickets
-        self._roomy_until = 0.0
+        self.roomy_until = 0.0
         self.decoded: dict[bytes, tuple[bytes, Record]] = {}
         self.clock = SystemClock(boot_id)
         self._readers_due = 0.0
 
     def has_room(self, transaction: lmdb.Transaction, steady: float, grown_by: int) -> bool:
-        """Whether what a transaction has written may stay.
+        """Whether what a transaction has written may stay. Until `roomy_until` there is no need
+        to ask for payloads that grow by no more than `SMALL_BYTES`.
 
         Args:
             transaction: before its commit.
             steady: seconds of the steady clock.
             grown_by: bytes of payloads in it that became longer; 0 when only records did.
         """
-        if steady < self._roomy_until and grown_by <= _SMALL_BYTES:
-            return True
         stat = transaction.stat(self.main)  # counted by LMDB, not scanned
         in_use = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
-        self._roomy_until = steady + _ROOMY_SECONDS if self._pages - in_use > _ROOMY_PAGES else 0.0
+        self.roomy_until = steady + _ROOMY_SECONDS if self._pages - in_use > _ROOMY_PAGES else 0.0
         return bool(in_use <= (self._full_pages if grown_by else self._brim_pages))
 
     def forget_dead_readers(self) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import lmdb
 
 from gridsession.errors import GridFull
 from gridsession.grids.contract import Now
 from gridsession.grids.embedded import codec
-from gridsession.grids.embedded.codec import HEAD, PAYLOAD, RECORD
+from gridsession.grids.embedded.codec import HEAD, PAYLOAD
 from gridsession.grids.embedded.mailbox import SocketBells
 from gridsession.grids.record import Record
 
@@ -27,20 +29,23 @@ class LmdbTable:
         decoded: records as this process stored them last, by key, with the bytes that it stored.
             What lies in the file is read all the same, and compared: while it is what we stored,
             it need not be taken apart again. To be cleared when the transaction is aborted.
-        frugal: there is no room for a long record: queues are cut to what fits into a part of a
-            page. Those left out enter their tickets anew at their next heartbeat.
 
     Attributes:
+        frugal: there is no room for a long record: queues are cut to what fits into a part of a
+            page. Those left out enter their tickets anew at their next heartbeat.
         address: the caller's bell, where it had to be made beforehand.
         swelled: something became longer: a record by a lock, a ticket, a commit's token, or a
             payload; the file may have become too full.
         grown_by: bytes of the payloads that became longer.
     """
 
-    __slots__ = (
-        "_bells", "_decoded", "_frugal", "_loaded", "_txn",
-        "address", "grown_by", "now", "rung", "swelled",
-    )  # fmt: skip
+    # Defaults on the class: most transactions change none of them.
+    address: bytes | None = None
+    rung: Sequence[tuple[bytes, bytes]] = ()
+    swelled = False
+    grown_by = 0
+    frugal = False
+    _loaded = 0  # bytes of the record that was loaded last
 
     def __init__(
         self,
@@ -48,55 +53,51 @@ class LmdbTable:
         now: Now,
         bells: SocketBells,
         decoded: dict[bytes, tuple[bytes, Record]],
-        frugal: bool = False,
     ) -> None:
         self._txn = transaction
         self._bells = bells
         self._decoded = decoded
-        self._frugal = frugal
-        self._loaded = 0  # bytes of the record that was loaded last
-        self.address: bytes | None = None
         self.now = now
-        self.rung: list[tuple[bytes, bytes]] = []
-        self.swelled = False
-        self.grown_by = 0
 
     def load(self, key: bytes) -> Record | None:
-        raw: bytes | None = self._txn.get(RECORD + key + HEAD)  # type: ignore[assignment]
+        raw: bytes | None = self._txn.get(key + HEAD)  # type: ignore[assignment]
         if raw is None:
             return None
         self._loaded = len(raw)
         known = self._decoded.get(key)
-        record = known[1] if known is not None and known[0] == raw else codec.unpack(raw)
+        if known is not None and known[0] == raw:
+            record = known[1]
+        else:
+            record = codec.unpack(raw)
+            if len(self._decoded) > _MOST_DECODED:
+                self._decoded.clear()
         if record.boot_id != self.now.boot_id:
             record.enter_boot(self.now.boot_id)
         return record
 
     def save(self, key: bytes, record: Record) -> None:
-        if self._frugal:
+        if self.frugal:
             del record.tickets[_SHORT_QUEUE:]
         raw = codec.pack(record)
         if len(raw) > self._loaded:
             self.swelled = True
-        self._txn.put(RECORD + key + HEAD, raw)
-        if len(self._decoded) > _MOST_DECODED:
-            self._decoded.clear()
+        self._txn.put(key + HEAD, raw)
         self._decoded[key] = (raw, record)
 
     def payload(self, key: bytes) -> bytes:
-        payload: bytes = self._txn.get(RECORD + key + PAYLOAD, b"")  # type: ignore[assignment]
+        payload: bytes = self._txn.get(key + PAYLOAD, b"")  # type: ignore[assignment]
         return payload
 
     def save_payload(self, key: bytes, payload: bytes, *, grows: bool) -> None:
-        self._txn.put(RECORD + key + PAYLOAD, payload)
+        self._txn.put(key + PAYLOAD, payload)
         if grows:
             self.swelled = True
             self.grown_by += len(payload)
 
     def delete(self, key: bytes, record: Record) -> None:
         self._decoded.pop(key, None)
-        self._txn.delete(RECORD + key + HEAD)
-        self._txn.delete(RECORD + key + PAYLOAD)
+        self._txn.delete(key + HEAD)
+        self._txn.delete(key + PAYLOAD)
         self._txn.delete(codec.index_key(record.indexed, key))
 
     def index(self, key: bytes, record: Record, due: float) -> None:
@@ -122,7 +123,7 @@ class LmdbTable:
         self._txn.delete(codec.index_key(due, key))
 
     def bell(self, token: bytes) -> bytes:
-        if self._frugal:
+        if self.frugal:
             raise GridFull("the embedded grid is full, and has no room for one who waits")
         if self.address is None:
             self._bells.listen(token)
