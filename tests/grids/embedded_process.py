@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 20.0  # seconds for a process that shares two cores with others; none needs one
+PATIENCE = 15.0  # seconds for a process that shares two cores with others; none needs one
 
 
 @contextlib.contextmanager
@@ -60,11 +61,15 @@ class Child:
         )
         self.pid = self.process.pid
         self._unread = b""
+        # Who waits inside LMDB for a stopped process cannot be interrupted, only let go on.
+        self._watchdog = threading.Timer(PATIENCE, self.process.kill)
+        self._watchdog.daemon = True
 
     def __enter__(self) -> Child:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._watchdog.cancel()
         if self.process.poll() is None:
             self.process.kill()  # a stopped process, too
         self.process.wait(PATIENCE)
@@ -110,6 +115,7 @@ class Child:
         """Wait until it has been stopped, by itself or by `stop`."""
         _, status = os.waitpid(self.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status), f"process {self.pid} ended: {status}"
+        self._watchdog.start()
 
     def stop(self) -> None:
         os.kill(self.pid, signal.SIGSTOP)

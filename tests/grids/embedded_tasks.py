@@ -191,6 +191,7 @@ def hammer(path: str, size: int, seed: int, rounds: int) -> None:
     async def run() -> None:
         kept: dict[bytes, tuple[Visitor, bytes]] = {}
         refused = lost = 0
+        starved: list[str] = []
         async with opened(Path(path), size=size) as grid:
             for number in range(rounds):
                 payload = b"%d " % number + b"x" * chance.choice((10, 500, 3000, 20_000))
@@ -207,7 +208,10 @@ def hammer(path: str, size: int, seed: int, rounds: int) -> None:
                             await there.commit(claim, a_change(payload))
                             kept[there.key] = (there, payload)
                         finally:
-                            await there.release(claim)
+                            try:
+                                await there.release(claim)
+                            except GridFull as error:
+                                starved.append(str(error))
                     elif chance.random() < 0.3:
                         await grid.remove(there.key)
                         del kept[there.key]
@@ -215,7 +219,7 @@ def hammer(path: str, size: int, seed: int, rounds: int) -> None:
                     refused += 1
             for there, payload in kept.values():
                 lost += (await there.found()).payload != payload
-        say(f"done {refused} {lost}")
+        say(f"done {refused} {lost} {starved}")
 
     asyncio.run(run())
 

@@ -15,11 +15,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lmdb
+import ormsgpack
 import pytest
 
 from gridsession.errors import GridUnavailable, SettingsError
 from gridsession.grids.contract import Busy, Found, Missing
 from gridsession.grids.embedded import EmbeddedGrid, files, store
+from gridsession.grids.embedded.codec import LAYOUT
 from gridsession.grids.embedded.place import Place
 from gridsession.testing.contract_hooks import Visitor, a_change, a_claim, a_secret, expect
 from tests.grids.embedded_process import Child, memory_folder
@@ -377,6 +380,38 @@ def test_only_the_last_one_out_marks_it(folder: Path) -> None:
     asyncio.run(run())
 
 
+def test_all_is_flushed_before_it_is_marked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And by the last one out alone: the others would only wait for each other."""
+    done: list[str] = []
+
+    class Env:
+        def __init__(self, env: lmdb.Environment) -> None:
+            self._env = env
+
+        def sync(self, force: bool) -> None:
+            done.append(f"flushed, marked {state_of(folder)['clean']}")
+            self._env.sync(force)
+
+        def close(self) -> None:
+            self._env.close()
+
+    async def run() -> None:
+        with Child("hold_open", path=folder) as other:
+            other.says("open")
+            for expected in ([], ["flushed, marked False"]):
+                async with opened(folder) as grid:
+                    monkeypatch.setattr(store_of(grid), "env", Env(store_of(grid).env))
+                assert done == expected
+                if not expected:
+                    other.tell("close")
+                    other.says("closed")
+                    other.ends()
+                    done.clear()
+        assert state_of(folder)["clean"] is True
+
+    asyncio.run(run())
+
+
 def test_a_close_that_cannot_flush_does_not_mark_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -414,6 +449,25 @@ def test_a_newer_layout_is_refused_and_left_alone(folder: Path) -> None:
         after = {x.name: x.read_bytes() for x in folder.iterdir() if x.suffix in (".mdb", ".json")}
         assert after == before
         assert not aside(folder)
+
+    asyncio.run(run())
+
+
+def test_a_record_of_a_newer_layout_is_not_read_by_guess(folder: Path) -> None:
+    """Even where it looks just like one of ours."""
+
+    async def run() -> None:
+        async with opened(folder) as grid:
+            there = visitor(grid, 1)
+            await there.create(b"x")
+            stored = b"r" + grid._prefix + there.key + b"h"
+            with inside(grid) as transaction:
+                row = ormsgpack.unpackb(bytes(transaction.get(stored) or b""))
+                transaction.put(stored, ormsgpack.packb([LAYOUT + 1, *row[1:]]))
+            store_of(grid).decoded.clear()
+            for call in (there.read(), there.create(b"y"), grid.remove(there.key)):
+                with pytest.raises(GridUnavailable, match="has layout 2, and this release reads 1"):
+                    await call
 
     asyncio.run(run())
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,7 +81,8 @@ def test_in_a_full_store_releases_renewals_and_sweeps_find_room(
                 expect(Released, await there.release(claim))
             clock.advance(1000.0)
             swept = 0
-            while (found := await grid.sweep(256)) == 256:
+            limit = 256 if tickets else 10_000
+            while (found := await grid.sweep(limit)) == limit:
                 swept += found
             assert swept + found == len(kept)
             assert pages_in_use(grid) <= 1
@@ -166,9 +168,10 @@ def test_workers_hammer_a_full_store(folder: Path) -> None:
                     for seed in (1, 2)
                 ]
                 for child in children:
-                    refused, lost = child.says("done").split(" ")
+                    refused, lost, starved = child.says("done").split(" ", 2)
                     assert int(refused) > 0
                     assert int(lost) == 0
+                    assert starved == "[]", "a release found no room"
                     child.ends()
             await fill(grid, 1000, 100)
 
@@ -234,6 +237,40 @@ def test_a_stopped_reader_is_named_and_nothing_is_lost(folder: Path) -> None:
     asyncio.run(run())
 
 
+def test_what_makes_room_waits_for_a_reader_that_is_slow_to_leave(folder: Path) -> None:
+    """Off its CPU for some milliseconds, it holds whatever was freed meanwhile."""
+
+    async def run() -> None:
+        async with opened(folder, size=MIB) as grid:
+            there, others = visitor(grid, 1), [Visitor(grid) for _ in range(4)]
+            await there.create(b"0")
+            claims = [a_claim() for _ in others]
+            for other, claim in zip(others, claims, strict=True):
+                await other.create(claim=claim, timeout=0.001)
+            with Child("stop_in_read", path=folder, size=MIB) as reader:
+                reader.is_stopped()
+                with contextlib.suppress(GridFull):
+                    while True:
+                        await counted(there)
+                calls: list[asyncio.Task[Any]] = [
+                    asyncio.create_task(others[0].release(claims[0])),
+                    asyncio.create_task(grid.renew([(others[1].key, claims[1].token)], 30.0)),
+                    asyncio.create_task(grid.remove(others[2].key)),
+                    asyncio.create_task(grid.sweep(10)),
+                ]
+                await asyncio.sleep(0.1)
+                assert not any(call.done() for call in calls)
+                reader.go_on()
+                async with asyncio.timeout(4.0):
+                    released, renewed, removed, swept = await asyncio.gather(*calls)
+                expect(Released, released)
+                assert renewed == [True]
+                expect(Removed, removed)
+                assert swept >= 1
+
+    asyncio.run(run())
+
+
 def test_a_refused_call_leaves_no_trace(folder: Path) -> None:
     async def run() -> None:
         async with opened(folder, size=MIB) as grid:
@@ -250,3 +287,36 @@ def test_a_refused_call_leaves_no_trace(folder: Path) -> None:
 def content(grid: EmbeddedGrid) -> list[tuple[bytes, bytes]]:
     with inside(grid) as transaction, transaction.cursor() as cursor:
         return [(bytes(key), bytes(value)) for key, value in cursor]
+
+
+@pytest.mark.soak
+def test_readers_killed_for_long_never_fill_it(folder: Path) -> None:
+    async def run() -> None:
+        async with opened(folder, size=MIB) as grid:
+            there = visitor(grid, 1)
+            await there.create(b"0")
+            for round_ in range(200):
+                with Child("stop_in_read", path=folder, size=MIB) as reader:
+                    reader.is_stopped()
+                    reader.kill()
+                for _ in range(100):
+                    await counted(there)
+                assert int((await there.found()).payload) == 100 * (round_ + 1)
+            assert pages_in_use(grid) < 5
+
+    asyncio.run(run())
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(10, 20))
+def test_workers_hammer_a_full_store_for_long(folder: Path, seed: int) -> None:
+    with contextlib.ExitStack() as stack:
+        children = [
+            stack.enter_context(
+                Child("hammer", path=folder, size=2 * MIB, seed=seed * 10 + n, rounds=15_000)
+            )
+            for n in range(3)
+        ]
+        for child in children:
+            assert child.line(300.0).endswith(" 0 []")
+            child.ends()

@@ -8,6 +8,8 @@ those that come together share one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -48,6 +50,7 @@ from gridsession.grids.embedded.table import LmdbTable
 from gridsession.grids.embedded.writer import Writer
 
 _T = TypeVar("_T")
+_MOMENT = 0.005  # seconds, in which a process that waits for its CPU may have got it
 
 
 class EmbeddedGrid:
@@ -172,12 +175,16 @@ class EmbeddedGrid:
             return await self._write(operations.renew, pairs, lease)
         except GridFull:  # each record in a transaction copies a page: fewer may find room
             if len(pairs) < 2:
-                raise
+                return await self._find_room(operations.renew, pairs, lease)
             half = len(pairs) // 2
         return await self._renew(pairs[:half], lease) + await self._renew(pairs[half:], lease)
 
     async def release(self, key: bytes, token: bytes) -> Released | LockLost | Gone:
-        outcome = await self._write(operations.release, self._prefix + key, token)
+        key = self._prefix + key
+        try:
+            outcome = await self._write(operations.release, key, token)
+        except GridFull:
+            outcome = await self._find_room(operations.release, key, token)
         self._bells.forget(token)
         return outcome
 
@@ -185,7 +192,11 @@ class EmbeddedGrid:
         return await self._write(operations.touch, self._prefix + key)
 
     async def remove(self, key: bytes, token: bytes | None = None) -> Removed | LockLost | Gone:
-        return await self._write(operations.remove, self._prefix + key, token)
+        key = self._prefix + key
+        try:
+            return await self._write(operations.remove, key, token)
+        except GridFull:
+            return await self._find_room(operations.remove, key, token)
 
     async def sweep(self, limit: int) -> int:
         # Whoever looks here removes what is due in every namespace: one may have no workers left.
@@ -197,13 +208,22 @@ class EmbeddedGrid:
             try:
                 found = await self._write(operations.sweep, part)
             except GridFull:  # as in _renew
-                if part == 1:
-                    raise
-                part //= 2
-                continue
+                if part > 1:
+                    part //= 2
+                    continue
+                found = await self._find_room(operations.sweep, part)
             looked_at += found
             part = min(part, limit - looked_at) if found == part else 0
         return looked_at
+
+    async def _find_room(self, run: Callable[..., _T], *arguments: Any) -> _T:
+        """A call that makes room, again: a reader that lost its CPU holds room for a moment."""
+        end = time.monotonic() + self._timeout
+        while time.monotonic() < end:
+            await asyncio.sleep(_MOMENT)
+            with contextlib.suppress(GridFull):
+                return await self._write(run, *arguments)
+        return await self._write(run, *arguments)
 
     # -- transactions ---------------------------------------------------------------------
 
