@@ -460,7 +460,7 @@ def test_a_record_of_a_newer_layout_is_not_read_by_guess(folder: Path) -> None:
         async with opened(folder) as grid:
             there = visitor(grid, 1)
             await there.create(b"x")
-            stored = b"r" + grid._prefix + there.key + b"h"
+            stored = grid._prefix + there.key + b"h"
             with inside(grid) as transaction:
                 row = ormsgpack.unpackb(bytes(transaction.get(stored) or b""))
                 transaction.put(stored, ormsgpack.packb([LAYOUT + 1, *row[1:]]))
