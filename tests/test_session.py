@@ -56,13 +56,13 @@ class Lender:
         if not self.may_change:
             raise SessionClosed
 
-    async def save(self) -> None:
+    async def save(self, session: Session) -> None:
         raise NotImplementedError
 
-    async def release(self) -> None:
+    async def release(self, session: Session) -> None:
         raise NotImplementedError
 
-    def exclusive(self) -> AbstractAsyncContextManager[Session]:
+    def exclusive(self, session: Session) -> AbstractAsyncContextManager[Session]:
         raise NotImplementedError
 
 

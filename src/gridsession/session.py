@@ -44,9 +44,9 @@ class Bound(Protocol):
     @property
     def session_key(self) -> bytes: ...
     def check_id_may_change(self) -> None: ...
-    async def save(self) -> None: ...
-    async def release(self) -> None: ...
-    def exclusive(self) -> AbstractAsyncContextManager[Session]: ...
+    async def save(self, session: Session) -> None: ...
+    async def release(self, session: Session) -> None: ...
+    def exclusive(self, session: Session) -> AbstractAsyncContextManager[Session]: ...
 
 
 class Delta(NamedTuple):
@@ -203,7 +203,7 @@ class Session(dict[str, Any]):
             GridFull: nothing was stored.
         """
         self._write()
-        await self._bound.save()
+        await self._bound.save(self)
 
     async def release(self) -> None:
         """Commit now and let the next request have the session; assignment raises from then on.
@@ -211,7 +211,7 @@ class Session(dict[str, Any]):
         Raises: as `save`.
         """
         self._read()
-        await self._bound.release()
+        await self._bound.release(self)
 
     def exclusive(self) -> AbstractAsyncContextManager[Session]:
         """`async with session.exclusive() as s:` fresh values under the lock, for this block.
@@ -223,7 +223,7 @@ class Session(dict[str, Any]):
             SessionLockTimeout, SessionQueueFull, SessionReplaced, SessionGone, GridUnavailable.
         """
         self._read()
-        return self._bound.exclusive()
+        return self._bound.exclusive(self)
 
     # -- reading --------------------------------------------------------------------------
 

@@ -263,6 +263,12 @@ class Visit(Turn):
             self._id = new_id(os.urandom(ID_BYTES)).encode()
         return self._id
 
+    def let_session_go(self) -> None:
+        """Forget the session, which knows this visit: while both know each other, what they hold
+        waits for the garbage collector. A session that is used later makes itself known again.
+        """
+        del self.session
+
     def cookie_to_send(self, *, rolling: bool) -> Cookie:
         """What the response's headers say of the cookie.
 
@@ -282,23 +288,26 @@ class Visit(Turn):
                 "more. Change the user or the id, or store something in a new session, before."
             )
 
-    async def save(self) -> None:
+    async def save(self, session: Session) -> None:
+        self.session = session
         await self._store(release=False)
 
-    async def release(self) -> None:
-        if self.session._phase is Phase.WRITABLE:
+    async def release(self, session: Session) -> None:
+        self.session = session
+        if session._phase is Phase.WRITABLE:
             await self.end()
 
     @asynccontextmanager
-    async def exclusive(self) -> AsyncIterator[Session]:
+    async def exclusive(self, session: Session) -> AsyncIterator[Session]:
+        self.session = session
         task = asyncio.current_task()
-        if self.session._phase is Phase.WRITABLE and self._inside in (None, task):
-            yield self.session
+        if session._phase is Phase.WRITABLE and self._inside in (None, task):
+            yield session
         elif self._inside is task:  # it has released its block's lock
-            async with self._block() as session:
+            async with self._block():
                 yield session
         else:
-            async with self._turn_of(task), self._block() as session:
+            async with self._turn_of(task), self._block():
                 yield session
 
     @asynccontextmanager
@@ -322,7 +331,7 @@ class Visit(Turn):
             self._turns.release()
 
     @asynccontextmanager
-    async def _block(self) -> AsyncIterator[Session]:
+    async def _block(self) -> AsyncIterator[None]:
         session, phase, use = self.session, self.session._phase, self.use
         if not self._stored:
             raise SessionClosed("Nothing is stored of this session, so there is nothing to lock.")
@@ -335,7 +344,7 @@ class Visit(Turn):
             raise SessionGone("The session ended, or expired, meanwhile; there is nothing to lock.")
         session._phase = Phase.WRITABLE
         try:
-            yield session
+            yield
         except BaseException:
             await self.discard()
             raise

@@ -186,6 +186,7 @@ class SessionMiddleware:
                 await visit.discard()
         if exchange.streamed:
             _report_late_changes(visit.session)
+        visit.let_session_go()
 
     def _visit(self, scope: Scope, *, lock: bool = True) -> Visit:
         if self.error is not None:
