@@ -138,7 +138,8 @@ async def cancel_at(step: int, running: asyncio.Task[None], again: int | None) -
 
 async def _hold(provider: SessionProvider, session_id: str, step: int) -> None:
     async with provider.open(session_id, holder="another"):
-        await asyncio.sleep(0.002 if step % 2 else 0)
+        for _ in range(5 + step // 2):  # let go earlier and later, seen from the other's await
+            await asyncio.sleep(0)
 
 
 async def at_each_await(
@@ -150,7 +151,7 @@ async def at_each_await(
     holder: bool = False,
 ) -> int:
     """Cancel a scenario at each of its awaits in turn; how many there were."""
-    step = 0
+    step = waits = 0
     while True:
         async with provider_on(grid) as provider:
             session_id = await stored(provider, **OLD)
@@ -158,12 +159,11 @@ async def at_each_await(
             grid.step(suspend)
 
             other = asyncio.create_task(_hold(provider, session_id, step)) if holder else None
-            if other is not None:
-                await until(lambda: "acquire" in grid.calls)
-                await asyncio.sleep(0)
+            for _ in range(4 if holder else 0):
                 await asyncio.sleep(0)
             running = asyncio.create_task(scenario(provider, session_id))
             stopped = await cancel_at(step, running, again)
+            waits += grid.calls.count("wait")
             if other is not None:
                 await other
             grid.step(None)
@@ -175,6 +175,7 @@ async def at_each_await(
         async with provider_on(grid) as provider:
             await check(provider, session_id)
         if not stopped:
+            assert bool(waits) is holder
             return step
         step += 1
         assert step < 300

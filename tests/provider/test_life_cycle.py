@@ -59,6 +59,20 @@ async def test_what_was_stored_is_there_for_the_next(grid: Spy) -> None:
         assert await is_free(grid, session.id)
 
 
+@in_loop
+async def test_keys_are_stored_in_the_order_of_the_dict(grid: Spy) -> None:
+    async with provider_on(grid) as provider:
+        async with provider.open(None) as session:
+            session.update(a=1, b=2, c=3)
+            del session["a"]
+            session["a"] = 4
+        assert list(await data_of(provider, session.id)) == ["b", "c", "a"]
+        async with provider.open(session.id) as session:
+            del session["b"]
+            session.update(d=5, b=6)
+        assert list(await data_of(provider, session.id)) == ["c", "a", "d", "b"]
+
+
 @pytest.mark.parametrize("access", ["exclusive", "read_only", "none"])
 @in_loop
 async def test_a_session_in_which_nothing_was_stored_asks_the_grid_nothing(

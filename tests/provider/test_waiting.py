@@ -46,6 +46,7 @@ async def test_turns_come_in_the_order_of_asking(grid: Spy, loop: str) -> None:
                 waiting.append(tasks.create_task(take_turn(number)))
                 await until(lambda number=number: grid.calls.count("wait") == number + 1)  # type: ignore[misc]
             grid.calls.clear()
+            await asyncio.sleep(0.005)  # uvloop counts whole milliseconds
             await session.release()
         assert await data_of(provider, session_id) == {"turns": list(range(20))}
         assert all(task.result() > 0 for task in waiting)
@@ -184,12 +185,12 @@ async def test_who_waits_for_a_session_that_ends_gets_a_new_one(grid: Spy) -> No
 @LOOPS
 @in_loop
 async def test_a_lock_is_kept_while_its_holder_works(real_grid: Spy, loop: str) -> None:
-    async with provider_on(real_grid, lock_lease=0.15) as provider:
+    async with provider_on(real_grid, lock_lease=0.3) as provider:
         ids = [await stored(provider, a=n) for n in range(3)]
 
         async def work(session_id: str) -> None:
             async with provider.open(session_id) as session:
-                await asyncio.sleep(0.6)
+                await asyncio.sleep(0.7)
                 session["a"] = "worked"
 
         async def intrude(session_id: str) -> object:
@@ -203,9 +204,9 @@ async def test_a_lock_is_kept_while_its_holder_works(real_grid: Spy, loop: str) 
             intruders = [tasks.create_task(intrude(session_id)) for session_id in ids]
         assert [task.result() for task in intruders] == ["worked"] * 3
         # One task renews for all of them, at a third of the lease.
-        assert 3 <= real_grid.calls.count("renew") <= 0.65 / 0.05
+        assert 2 <= real_grid.calls.count("renew") <= 8
         real_grid.calls.clear()
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.15)
         assert "renew" not in real_grid.calls  # nothing is held
 
 
@@ -213,11 +214,11 @@ async def test_a_lock_is_kept_while_its_holder_works(real_grid: Spy, loop: str) 
 async def test_a_lock_outlives_renewals_that_fail(
     real_grid: Spy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with provider_on(real_grid, lock_lease=0.3) as provider:
+    async with provider_on(real_grid, lock_lease=0.6) as provider:
         session_id = await stored(provider, a=1)
         real_grid.before = away = Outage("renew", times=3)
         async with provider.open(session_id) as session:
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.8)
             assert away.failed == 3
             assert not await is_free(real_grid, session_id)
             session["a"] = 2
