@@ -40,6 +40,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Hook = Callable[[str], Awaitable[None]]
 
+NO_SWEEP = {"sweep_interval": 3600.0}  # seconds; a sweep would come at a moment of its own choice
 BOUND = 20.0  # seconds after which a test that hangs fails
 BESIDE = frozenset(("open", "close", "wait", "sweep", "renew"))  # not calls of a request
 
@@ -192,7 +193,8 @@ ALL_BUT_OPEN = (
 @contextlib.asynccontextmanager
 async def provider_on(grid: Grid, **options: Any) -> AsyncIterator[SessionProvider]:
     """A provider on a grid that is there; what it left under way is done at the end."""
-    async with SessionProvider(SessionSettings(**options), grid=grid) as provider:
+    settings = SessionSettings(**NO_SWEEP | options)
+    async with SessionProvider(settings, grid=grid) as provider:
         yield provider
 
 

@@ -26,6 +26,7 @@ from gridsession import Session, SessionProvider, SessionSettings
 from gridsession.grids import Grid
 from gridsession.web.asgi import ASGIApp, Message, Receive, Scope, Send, SessionMiddleware
 from gridsession.web.starlette import session_of
+from tests.provider.harness import NO_SWEEP
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "OPTIONS"]
 
@@ -267,7 +268,7 @@ async def browsing(
     framework: str, handler: Handler, grid: Grid, **options: Any
 ) -> AsyncIterator[Browser]:
     """A browser at an application with sessions."""
-    settings = SessionSettings(**options)
+    settings = SessionSettings(**NO_SWEEP | options)
     async with SessionProvider(settings, grid=grid) as provider:
         app = FRAMEWORKS[framework](handler, provider=provider)
         yield Browser(app, provider, settings.cookie_name)
