@@ -98,7 +98,7 @@ class Claim:
     """One caller's wish for the lock, the same object at each repetition.
 
     Attributes:
-        token: 16 random bytes; the lock's fence and the ticket's name.
+        token: 16 bytes that no other claim has; the lock's fence and the ticket's name.
         holder: who it is, in words; shown to those who wait.
         lease: seconds that the lock lives when granted, from the grid's now.
         queue_limit: tickets that the record may hold already for a new one to be entered.
@@ -129,7 +129,7 @@ class Change:
     """What a commit writes.
 
     Attributes:
-        commit_token: 64 random bits, the same at each repetition of this commit.
+        commit_token: 64 bits that no other commit has, the same at each repetition of this one.
         payload: the stored bytes; None leaves them.
         timeout: seconds of sliding expiry from now on.
         user: whose session it is, or None.

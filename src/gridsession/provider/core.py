@@ -17,6 +17,17 @@ from gridsession.provider.visit import Visit
 from gridsession.session import Session
 from gridsession.settings import Access, SessionSettings, Use, seconds
 
+_process = object()  # this process; another one after a fork
+
+
+def _in_child() -> None:
+    global _process  # noqa: PLW0603 - asked for at each request: a system call takes longer
+    _process = object()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
+
 
 class SessionProvider:
     """Opens sessions; one for each application and process, for all of its event loops.
@@ -50,13 +61,13 @@ class SessionProvider:
         absolute = settings.absolute_timeout
         self.absolute_timeout = None if absolute is None else seconds(absolute)
         self.max_payload_bytes = settings.max_payload_bytes
-        self._started_in = 0
+        self._started_in: object = None
         self._work: dict[asyncio.AbstractEventLoop, LoopWork] = {}
 
     @property
     def is_started(self) -> bool:
         """Opened, by this very process: one forked from it opens, and closes, for itself."""
-        return self._started_in == os.getpid()
+        return self._started_in is _process
 
     async def start(self) -> None:
         """Open the grid. A second call does nothing.
@@ -67,7 +78,7 @@ class SessionProvider:
         """
         if not self.is_started:
             await self.grid.open()
-            self._started_in = os.getpid()
+            self._started_in = _process
             log.info("sessions are kept in %s", self.grid.where)
         self.work()  # it sweeps from now on, also where no request ever takes a lock
 
@@ -76,7 +87,7 @@ class SessionProvider:
         work = self._work.pop(asyncio.get_running_loop(), None)
         if work is not None:
             await work.close()
-        self._started_in = 0
+        self._started_in = None
         if self._owns_grid:
             await self.grid.close()
 

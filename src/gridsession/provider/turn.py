@@ -7,7 +7,6 @@ and tickets are released, withdrawn in the background, or left to their lease.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
@@ -92,7 +91,9 @@ class Turn:
             return None
         if self.use.access is Access.EXCLUSIVE or self.use.wait_for_writer:
             provider = self._provider
-            self._claim = Claim(os.urandom(16), self._holder, provider.lease, provider.queue_limit)
+            self._claim = Claim(
+                self._work.token(), self._holder, provider.lease, provider.queue_limit
+            )
         try:
             return self._took(await self._ask_grid(None))
         except BaseException:

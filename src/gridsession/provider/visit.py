@@ -45,7 +45,6 @@ from gridsession.settings import Access, Use
 if TYPE_CHECKING:
     from gridsession.provider.core import SessionProvider
 
-_TOKENS = 1 << 64
 _PHASES = {
     Access.EXCLUSIVE: Phase.WRITABLE,
     Access.READ_ONLY: Phase.READ_ONLY,
@@ -69,13 +68,12 @@ class Visit(Turn):
         cookie_can_be_sent: the response's headers have not left yet, or there are none.
     """
 
-    __slots__ = ("_commits", "_inside", "_turns", "_unsure", "cookie", "cookie_can_be_sent")
+    __slots__ = ("_inside", "_turns", "_unsure", "cookie", "cookie_can_be_sent")
 
     def __init__(
         self, provider: SessionProvider, session_id: bytes | None, use: Use, holder: str
     ) -> None:
         super().__init__(provider, session_id, use, holder)
-        self._commits = 0
         self._inside: asyncio.Task[Any] | None = None  # whose exclusive() block this is
         self._turns: asyncio.Lock | None = None
         self._unsure = False  # whether a save() that failed was carried out
@@ -154,7 +152,7 @@ class Visit(Turn):
         session, provider = self.session, self._provider
         segments = session._segments_with(delta)
         new = NewRecord(
-            commit_token=int.from_bytes(os.urandom(8), "little"),
+            commit_token=self._work.commit_token(),
             secret=b"",
             payload=payload.join(segments, provider.max_payload_bytes),
             timeout=session._timeout,
@@ -165,7 +163,9 @@ class Visit(Turn):
         assert identity is not None
         new.secret = identity.secret
         if not release:
-            self._claim = Claim(os.urandom(16), self._holder, provider.lease, provider.queue_limit)
+            self._claim = Claim(
+                self._work.token(), self._holder, provider.lease, provider.queue_limit
+            )
         try:
             outcome = await self._grid.create(identity.key, new, self._claim)
         except BaseException:
@@ -189,7 +189,7 @@ class Visit(Turn):
         user_changed = session._user != session._stored_user
         writes = delta.changes or self._unsure
         change = Change(
-            self._next_commit_token(claim),
+            self._work.commit_token(),
             payload.join(segments, self._provider.max_payload_bytes) if writes else None,
             session._timeout,
             session._user,
@@ -220,11 +220,6 @@ class Visit(Turn):
             self._identity = identity
             self._id = rotated
             self.cookie = Cookie.SET
-
-    def _next_commit_token(self, claim: Claim) -> int:
-        """64 random bits: the lock's token has been drawn already, and has them to spare."""
-        self._commits += 1
-        return (int.from_bytes(claim.token[:8], "little") + self._commits) % _TOKENS
 
     async def _remove(self, *, fenced: bool) -> None:
         if self._stored:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -135,10 +135,10 @@ class EmbeddedGrid:
 
     # -- the contract ---------------------------------------------------------------------
 
-    async def create(
+    def create(
         self, key: bytes, new: NewRecord, claim: Claim | None = None
-    ) -> Committed | Exists:
-        return await self._write(operations.create, self._prefix + key, new, claim)
+    ) -> Coroutine[Any, Any, Committed | Exists]:
+        return self._write(operations.create, self._prefix + key, new, claim)
 
     async def acquire(
         self, key: bytes, secret: bytes, claim: Claim
@@ -162,10 +162,10 @@ class EmbeddedGrid:
     async def wait(self, key: bytes, token: bytes, seconds: float) -> None:
         await self._bells.wait(token, seconds)
 
-    async def commit(
+    def commit(
         self, key: bytes, token: bytes, change: Change, *, release: bool
-    ) -> Committed | LockLost | Gone:
-        return await self._write(operations.commit, self._prefix + key, token, change, release)
+    ) -> Coroutine[Any, Any, Committed | LockLost | Gone]:
+        return self._write(operations.commit, self._prefix + key, token, change, release)
 
     async def renew(self, leases: Sequence[tuple[bytes, bytes]], lease: float) -> list[bool]:
         return await self._renew([(self._prefix + key, token) for key, token in leases], lease)
@@ -188,8 +188,8 @@ class EmbeddedGrid:
         self._bells.forget(token)
         return outcome
 
-    async def touch(self, key: bytes) -> bool:
-        return await self._write(operations.touch, self._prefix + key)
+    def touch(self, key: bytes) -> Coroutine[Any, Any, bool]:
+        return self._write(operations.touch, self._prefix + key)
 
     async def remove(self, key: bytes, token: bytes | None = None) -> Removed | LockLost | Gone:
         key = self._prefix + key
