@@ -13,7 +13,13 @@ from typing import Any
 
 import pytest
 
-from gridsession import GridFull, SessionProvider, SessionSettings, SettingsError
+from gridsession import (
+    GridFull,
+    SessionLockTimeout,
+    SessionProvider,
+    SessionSettings,
+    SettingsError,
+)
 from gridsession.grids.contract import NewRecord
 from gridsession.identity import new_id
 from gridsession.provider.visit import Visit
@@ -90,6 +96,8 @@ async def handler(asked: Asked) -> Reply:
         case "raise":
             session["card"] = PAYLOAD * 2
             raise ZeroDivisionError
+        case "hold":
+            await asked.body()
         case "closed":
             await session.release()
             session["card"] = PAYLOAD
@@ -177,13 +185,14 @@ async def session_gone(scene: Scene) -> None:
 
 async def lock_held(scene: Scene) -> None:
     session_id = await scene.session()
-    holding = scene.browser.start("POST", f"/reset/{TOKEN}/x", body=None)
-    await asyncio.sleep(0)
-    async with scene.provider.open(session_id, holder="POST /reset · web-3 · pid 71"):
-        await scene.ask()
-        with contextlib.suppress(Exception):
-            async with scene.provider.open(session_id, access="read_only wait_for_writer"):
-                pass
+    scene.grid.calls.clear()
+    holding = scene.browser.start("POST", f"/reset/{TOKEN}/hold", body=None)
+    await until(lambda: "acquire" in scene.grid.calls)
+    await scene.ask()
+    with pytest.raises(SessionLockTimeout, match="POST /reset ·") as raised:  # no more of the path
+        await scene.provider.open(session_id).__aenter__()
+    scene.texts.append(str(raised.value))
+    holding.upload(b"", more=False)
     scene.note(await holding.answered())
 
 

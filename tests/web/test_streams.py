@@ -32,6 +32,7 @@ from tests.provider.harness import (
     in_loop,
     is_free,
     provider_on,
+    steps,
     stored,
 )
 from tests.web.driver import FRAMEWORKS, Asked, Reply, browsing
@@ -214,6 +215,67 @@ async def test_an_exception_in_a_stream_undoes_nothing(grid: Spy) -> None:
         browser.cookie = await stored(browser.provider, n=1)
         assert isinstance((await browser.ask()).error, ZeroDivisionError)
         assert await data_of(browser.provider, browser.cookie) == {"n": 2}
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["inside", "waits"])
+@pytest.mark.parametrize("outcome", ["answers", "fails"])
+@ALL
+@in_loop
+async def test_a_task_that_outlives_its_request_keeps_its_lock(
+    grid: Spy, framework: str, outcome: str, waits: bool
+) -> None:
+    started: list[asyncio.Task[None]] = []
+    request_ended = asyncio.Event()
+
+    async def handler(asked: Asked) -> Reply:
+        session = asked.session
+        await session.release()
+
+        async def count() -> None:
+            async with session.exclusive() as s:
+                s["n"] += 1
+                await request_ended.wait()
+                s["n"] += 1
+
+        if waits:
+            await holding.__aenter__()
+        started.append(asyncio.create_task(count()))
+        await steps(10)
+        if outcome == "fails":
+            raise ZeroDivisionError
+        return Reply()
+
+    async with browsing(framework, handler, grid) as browser:
+        browser.cookie = await stored(browser.provider, n=1)
+        holding = browser.provider.open(browser.cookie)
+        answer = await browser.ask()
+        assert (answer.error is None) is (outcome == "answers")
+        assert await data_of(browser.provider, browser.cookie) == {"n": 1}  # no half of a block
+        assert not await is_free(grid, browser.cookie)
+        request_ended.set()
+        if waits:
+            await holding.__aexit__(None, None, None)
+        await started[0]
+        assert await data_of(browser.provider, browser.cookie) == {"n": 3}
+        assert await is_free(grid, browser.cookie)
+
+
+@in_loop
+async def test_a_session_can_be_locked_long_after_its_request(grid: Spy) -> None:
+    kept: list[Session] = []
+
+    async def handler(asked: Asked) -> Reply:
+        kept.append(asked.session)
+        return Reply()
+
+    async with browsing("asgi", handler, grid) as browser:
+        browser.cookie = await stored(browser.provider, n=1)
+        await browser.ask()
+        for _ in range(2):
+            async with kept[0].exclusive() as s:
+                s["n"] += 1
+        assert kept[0]["n"] == 3
+        assert await data_of(browser.provider, browser.cookie) == {"n": 3}
 
 
 # -- WebSockets -----------------------------------------------------------------------------------

@@ -101,6 +101,8 @@ class Visit(Turn):
         Raises:
             SessionError: what the handler did was not stored; the lock is released all the same.
         """
+        if self._is_in_anothers_block():
+            return
         session = self.session
         if session._phase is Phase.READ_ONLY:
             self._refuse_changes()
@@ -114,11 +116,19 @@ class Visit(Turn):
 
     async def discard(self) -> None:
         """Forget what was not committed, and hand the lock on."""
+        if self._is_in_anothers_block():
+            return
         session = self.session
         if session._phase is Phase.WRITABLE:
             session._phase = Phase.CLOSED
             session._forget_changes()
         await self._release()
+
+    def _is_in_anothers_block(self) -> bool:
+        """A task that the handler started is inside `session.exclusive()`, or waits there: the
+        request's own lock was given back before, and this one is the task's to release.
+        """
+        return self._inside is not None and self._inside is not asyncio.current_task()
 
     def _refuse_changes(self) -> None:
         delta = self.session._delta()
@@ -262,7 +272,8 @@ class Visit(Turn):
         """Forget the session, which knows this visit: while both know each other, what they hold
         waits for the garbage collector. A session that is used later makes itself known again.
         """
-        del self.session
+        if self._turns is None or not self._turns.locked():
+            del self.session
 
     def cookie_to_send(self, *, rolling: bool) -> Cookie:
         """What the response's headers say of the cookie.
