@@ -20,7 +20,7 @@ class SessionError(Exception):
 
 
 class GridUnavailable(SessionError):
-    """The grid did not answer; nothing is known of the session, and nothing was changed."""
+    """The grid did not answer; nothing is known of the session, nor whether a change arrived."""
 
 
 class GridFull(SessionError):

@@ -21,6 +21,11 @@ from gridsession.settings import MAX_TIMEOUT, Access, seconds
 from gridsession.undecoded import UNDECODED
 
 _ABSENT: Any = object()
+_MAX_USER = 255  # characters; it lies beside the lock, and is written with it
+
+
+def _is_short_text(value: str) -> bool:
+    return len(value) <= _MAX_USER and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 class Phase(Enum):
@@ -174,6 +179,8 @@ class Session(dict[str, Any]):
         self._write()
         if value is not None and type(value) is not str:
             raise TypeError(f"session.user must be a str or None, not {type(value).__name__}")
+        if value is not None and not _is_short_text(value):
+            raise ValueError(f"session.user must be valid text of at most {_MAX_USER} characters")
         if self._replaced and value != self._stored_user:
             raise SessionReplaced(
                 "This request came with a session id that was replaced meanwhile; it cannot "
@@ -196,7 +203,7 @@ class Session(dict[str, Any]):
         self._abandoned = True
 
     async def save(self) -> None:
-        """Commit now and keep the lock.
+        """Commit the data now and keep the lock; a new user or id waits for the request's end.
 
         Raises:
             SessionLockLost, SessionGone, SessionTooLarge, SessionTypeError, GridUnavailable,
@@ -368,8 +375,7 @@ class Session(dict[str, Any]):
     def clear(self) -> None:
         """Remove every value and the user; what is left empty is removed at commit."""
         self.mark_modified()
-        if self._user is not None:
-            self.user = None
+        self._user = None  # also where the setter would refuse: a logout needs no new id
         self._touched.update(dict.fromkeys(super().keys()))
         super().clear()
 
@@ -418,13 +424,12 @@ class Session(dict[str, Any]):
         segments = {**self._segments, **delta.set}
         return {key: segments[key] for key in dict.__iter__(self)}
 
-    def _committed(self, segments: dict[str, bytes]) -> None:
+    def _committed(self, segments: dict[str, bytes], user: str | None) -> None:
         """What the grid has stored is now this. Values in hand stay, and stay compared."""
         self._segments = segments
-        self._stored_user = self._user
+        self._stored_user = user
         self._stored_timeout = self._timeout
         self._is_new = False
-        self._regenerate = False
 
     def _forget_changes(self) -> None:
         """Hold what is stored, as far as this request knows, and nothing else."""

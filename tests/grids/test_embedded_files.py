@@ -24,6 +24,7 @@ from gridsession.grids.contract import Busy, Found, Missing
 from gridsession.grids.embedded import EmbeddedGrid, files, store
 from gridsession.grids.embedded.codec import LAYOUT
 from gridsession.grids.embedded.place import Place
+from gridsession.testing import ManualClock
 from gridsession.testing.contract_hooks import Visitor, a_change, a_claim, a_secret, expect
 from tests.grids.embedded_process import Child, memory_folder
 from tests.grids.embedded_words import MIB, boot, inside, opened, store_of, visitor
@@ -468,6 +469,34 @@ def test_a_record_of_a_newer_layout_is_not_read_by_guess(folder: Path) -> None:
             for call in (there.read(), there.create(b"y"), grid.remove(there.key)):
                 with pytest.raises(GridUnavailable, match="has layout 2, and this release reads 1"):
                     await call
+
+    asyncio.run(run())
+
+
+def test_a_record_that_cannot_be_read_is_in_nobodys_way(folder: Path) -> None:
+    """Neither in that of the sweeper nor of the other locks that are renewed with it."""
+
+    async def run() -> None:
+        clock = ManualClock()
+        async with opened(folder, clock=clock) as grid:
+            good, bad, others = a_claim(), visitor(grid, 1), [visitor(grid, n) for n in (2, 3)]
+            await bad.create(b"x", timeout=10.0)
+            for there in others:
+                await there.create(b"x", timeout=20.0)
+            held = visitor(grid, 4)
+            await held.create(b"x", timeout=1000.0, claim=good)
+            with inside(grid) as transaction:
+                transaction.put(grid._prefix + bad.key + b"h", b"\xc1")
+            leases = [(bad.key, good.token), (held.key, good.token)]
+            assert await grid.renew(leases, 15.0) == [False, True]
+            clock.advance(30)
+            assert await grid.sweep(2) == 2
+            assert await grid.sweep(2) == 1
+            assert await grid.sweep(2) == 0
+            for there in others:
+                assert isinstance(await there.read(), Missing)
+            with pytest.raises(GridUnavailable, match="damaged; it was left alone"):
+                await bad.read()
 
     asyncio.run(run())
 

@@ -13,6 +13,7 @@ import pytest
 
 from gridsession import (
     Access,
+    Session,
     SessionClosed,
     SessionGone,
     SessionLockLost,
@@ -359,8 +360,9 @@ async def test_exclusive_in_read_only_has_fresh_values_and_the_lock(grid: Spy) -
                 other["a"] = 2
             assert session["a"] == 1
             async with session.exclusive() as s:
-                assert s is session
                 assert s["a"] == 2
+                assert session["a"] == 1  # what it has is a snapshot, until the block has stored
+                assert session.is_read_only
                 assert not s.is_read_only
                 assert not await is_free(grid, session_id)
                 s["a"] += 1
@@ -479,21 +481,106 @@ async def test_tasks_of_one_request_take_turns_at_exclusive(
 
 
 @in_loop
-async def test_a_task_inside_anothers_exclusive_waits_no_longer_than_for_a_lock(grid: Spy) -> None:
+async def test_a_task_that_a_block_started_is_inside_it(grid: Spy) -> None:
+    """`asyncio.wait_for` makes such tasks."""
     async with provider_on(grid, lock_wait_timeout=0.05) as provider:
         session_id = await stored(provider, n=0)
-        async with provider.open(session_id, access="read_only") as session:
+        for access in ("read_only", "exclusive"):
+            async with provider.open(session_id, access=access) as session:
 
-            async def child() -> None:
+                async def child(session: Session = session) -> None:
+                    async with session.exclusive() as s:
+                        s["n"] += 1
+
+                async with session.exclusive() as s:
+                    s["n"] += 1
+                    await asyncio.wait_for(child(), 5)
+                    s["n"] += 1
+        assert await data_of(provider, session_id) == {"n": 6}
+
+
+@in_loop
+async def test_a_task_beside_anothers_block_waits_no_longer_than_for_a_lock(grid: Spy) -> None:
+    async with provider_on(grid, lock_wait_timeout=0.05) as provider:
+        session_id = await stored(provider, n=0)
+        async with provider.open(session_id) as session:
+
+            async def beside() -> None:
                 with pytest.raises(SessionLockTimeout, match=r"Another task.*after 0\.1 s"):
                     async with session.exclusive():
                         raise AssertionError("the block ran")
 
+            waiting = asyncio.create_task(beside())  # made before the block: not within it
             async with session.exclusive() as s:
                 s["n"] = 1
-                await asyncio.create_task(child())
+                await waiting
                 s["n"] = 2
         assert await data_of(provider, session_id) == {"n": 2}
+
+
+@in_loop
+async def test_promise_5_tasks_of_a_request_that_holds_the_lock_take_turns(grid: Spy) -> None:
+    async with provider_on(grid) as provider:
+        session_id = await stored(provider, n=0)
+        async with provider.open(session_id) as session:
+
+            async def count() -> None:
+                async with session.exclusive() as s:
+                    n = s["n"]
+                    await asyncio.sleep(0.001)
+                    s["n"] = n + 1
+
+            await asyncio.gather(*(count() for _ in range(5)))
+        assert await data_of(provider, session_id) == {"n": 5}
+
+
+@in_loop
+async def test_promise_4_a_block_that_outlives_the_requests_lock_says_so(grid: Spy) -> None:
+    async with provider_on(grid) as provider:
+        session_id = await stored(provider, log=[])
+        entered, ended = asyncio.Event(), asyncio.Event()
+
+        async def late(session: Session) -> None:
+            async with session.exclusive() as s:
+                log = s["log"]
+                entered.set()
+                await ended.wait()
+                log.append("late")
+
+        async with provider.open(session_id) as session:
+            task = asyncio.create_task(late(session))
+            await entered.wait()
+        ended.set()
+        with pytest.raises(SessionClosed, match="committed and unlocked inside this block"):
+            await task
+        assert await data_of(provider, session_id) == {"log": []}
+        assert await is_free(grid, session_id)
+
+
+@in_loop
+async def test_a_block_that_outlives_its_request_keeps_its_own_lock_and_commits(grid: Spy) -> None:
+    async with provider_on(grid) as provider:
+        session_id = await stored(provider, n=0)
+        entered, ended = asyncio.Event(), asyncio.Event()
+
+        async def beside(session: Session) -> None:
+            async with session.exclusive() as s:
+                s["n"] = -1
+                entered.set()
+                await ended.wait()
+                s["n"] = 7
+
+        async with provider.open(session_id) as session:
+            session["n"] = 1
+            await session.release()
+            task = asyncio.create_task(beside(session))
+            await entered.wait()
+        async with provider.open(session_id, access="read_only") as reader:
+            assert reader["n"] == 1  # nothing of a block that is still open
+        ended.set()
+        await task
+        assert await data_of(provider, session_id) == {"n": 7}
+        assert await is_free(grid, session_id)
 
 
 # -- ids that change ----------------------------------------------------------------------------
@@ -550,9 +637,10 @@ async def test_a_change_of_user_shuts_the_old_id_out(grid: Spy, clock: ManualClo
         second = session.id
         async with provider.open(second) as session:
             session.user = "ann"
-            await session.save()
-            assert session.id != second
+            await session.save()  # its cookie would be lost with a handler that fails now
+            assert session.id == second
         third = session.id
+        assert third != second
         for old in (first, second):
             for access in ("exclusive", "read_only", "read_only wait_for_writer"):
                 with pytest.raises(SessionReplaced):
@@ -762,3 +850,75 @@ async def test_a_session_that_ended_meanwhile_does_not_come_back(grid: Spy) -> N
         async with provider.open(await stored(provider, a=1)) as session:
             await grid.inner.remove(identity_of(session.id).key)
             session.clear()  # what was to go is gone
+
+
+@in_loop
+async def test_a_user_saved_before_a_failure_leaves_the_old_id_good(
+    grid: Spy, clock: ManualClock
+) -> None:
+    """The response that would have carried the new id never came."""
+    async with provider_on(grid) as provider:
+        session_id = await stored(provider, a=1)
+        with pytest.raises(ZeroDivisionError):
+            async with provider.open(session_id) as session:
+                session.user = "ann"
+                session["a"] = 2
+                await session.save()
+                raise ZeroDivisionError
+        clock.advance(30)
+        async with provider.open(session_id) as session:
+            assert (session.user, dict(session)) == (None, {"a": 2})
+
+
+@pytest.mark.parametrize("access", ["read_only", "exclusive"])
+@in_loop
+async def test_only_who_held_the_lock_to_the_end_sends_the_same_cookie_again(
+    grid: Spy, access: str
+) -> None:
+    """Another may have replaced the id meanwhile, and its answer came first."""
+    async with provider_on(grid) as provider:
+        session_id = await stored(provider, a=1)
+        late = Visit(provider, session_id.encode(), Use.parse(access), "late")
+        await late.begin()
+        assert late.session["a"] == 1
+        if access == "exclusive":
+            await late.session.release()
+        async with provider.open(session_id) as session:
+            session.regenerate_id()
+        await late.end()
+        assert late.cookie_to_send(rolling=True) is Cookie.KEEP
+        held = Visit(provider, session_id.encode(), Use.parse("exclusive"), "held")
+        await held.begin()
+        await held.end()
+        assert held.cookie_to_send(rolling=True) is Cookie.KEEP  # its id is the replaced one
+        fresh = Visit(provider, session.id.encode(), Use.parse("exclusive"), "fresh")
+        await fresh.begin()
+        assert fresh.session["a"] == 1
+        await fresh.end()
+        assert fresh.cookie_to_send(rolling=True) is Cookie.SET
+
+
+@in_loop
+async def test_a_replaced_id_can_log_out(grid: Spy) -> None:
+    async with provider_on(grid) as provider:
+        session_id = await stored(provider, a=1)
+        async with provider.open(session_id) as session:
+            session.user = "ann"
+        with_user = session.id
+        async with provider.open(with_user) as session:
+            session.regenerate_id()
+        async with provider.open(with_user) as session:
+            session.clear()
+        assert await data_of(provider, with_user) == {}
+
+
+@pytest.mark.parametrize("user", ["\ud800", "x" * 256])
+@in_loop
+async def test_a_user_that_cannot_be_stored_is_refused_at_once(grid: Spy, user: str) -> None:
+    async with provider_on(grid) as provider:
+        session_id = await stored(provider, a=1)
+        async with provider.open(session_id) as session:
+            with pytest.raises(ValueError, match="at most 255 characters"):
+                session.user = user
+            session.user = "x" * 255
+        assert await is_free(grid, session.id)

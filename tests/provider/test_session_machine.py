@@ -156,8 +156,11 @@ class Sessions(RuleBasedStateMachine):
 
     @rule()
     def save(self) -> None:
+        was_new, user_before = self.session.is_new, self.stored_user
         self.runner.run(self.session.save())
         self.note_commit()
+        if not was_new:  # a new user waits for the response that carries the new id
+            self.stored_user = user_before
         if not self.session.is_new:  # stored, if only as empty
             self.session_id = self.session.id
 

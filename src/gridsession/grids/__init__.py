@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import entry_points
@@ -33,12 +34,17 @@ def make_grid(connection_string: str, *, namespace: str = "/", timeout: float = 
         offered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
         if scheme not in offered:
             raise SettingsError(
-                f"connection_string: there is no grid for the scheme {scheme[:20]!r}; "
+                f"connection_string: there is no grid for the scheme {_shown(scheme)}; "
                 f"there are: {', '.join(sorted({*_OURS, *offered}))}"
             )
         make = offered[scheme].load()
     grid: Grid = make(connection_string, namespace=namespace, timeout=timeout)
     return grid
+
+
+def _shown(scheme: str) -> str:
+    """A scheme for an error; anything that can be none may be a part of a password."""
+    return repr(scheme) if re.fullmatch(r"[a-z][a-z0-9+.-]{0,20}", scheme) else "that it names"
 
 
 def _memory(connection_string: str, *, namespace: str, timeout: float) -> Grid:

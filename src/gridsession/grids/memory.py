@@ -197,6 +197,9 @@ class _DictTable:
     def forget(self, due: float, key: bytes) -> None:
         pass  # `due` took it from the heap
 
+    def put_off(self, due: float, key: bytes, until: float) -> None:
+        heapq.heappush(self._deadlines, (until, key))
+
     def bell(self, token: bytes) -> bytes:
         self._bells.listen(token)
         return b""  # everybody is in this process and is found by token

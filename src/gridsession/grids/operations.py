@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from gridsession.errors import GridUnavailable
 from gridsession.grids.contract import (
     EXISTS,
     GONE,
@@ -33,6 +34,8 @@ from gridsession.grids.contract import (
     Replaced,
 )
 from gridsession.grids.record import Record
+
+_UNREADABLE_SECONDS = 600.0  # until a record that cannot be read is looked at again
 
 
 class Table(Protocol):
@@ -63,6 +66,10 @@ class Table(Protocol):
 
     def forget(self, due: float, key: bytes) -> None:
         """Remove an entry of the index whose record is gone."""
+        ...
+
+    def put_off(self, due: float, key: bytes, until: float) -> None:
+        """Move an entry of the index whose record cannot be read."""
         ...
 
     def bell(self, token: bytes) -> bytes:
@@ -134,7 +141,10 @@ def commit(
 def renew(table: Table, leases: Sequence[tuple[bytes, bytes]], lease: float) -> list[bool]:
     answers = []
     for key, token in leases:
-        record = table.load(key)
+        try:
+            record = table.load(key)
+        except GridUnavailable:  # of another layout, or damaged: the other locks are not to suffer
+            record = None
         answers.append(record is not None and record.renew(table.now, token, lease))
         if record is not None:
             _keep(table, key, record)
@@ -173,7 +183,11 @@ def sweep(table: Table, limit: int) -> int:
     looked_at = 0
     for due, key in table.due(table.now.wall, limit):
         looked_at += 1
-        record = table.load(key)
+        try:
+            record = table.load(key)
+        except GridUnavailable:  # it is left alone, and is not to be in the way of what follows
+            table.put_off(due, key, table.now.wall + _UNREADABLE_SECONDS)
+            continue
         if record is None or record.indexed != due:
             table.forget(due, key)
         elif record.is_live(table.now):

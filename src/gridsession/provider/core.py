@@ -145,6 +145,8 @@ class SessionProvider:
             raise
         else:
             await visit.end()
+        finally:
+            visit.let_session_go()
 
     # -- for visits -------------------------------------------------------------------
 

@@ -8,10 +8,8 @@ each request) and nothing is left behind but leases, which end by themselves.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import Awaitable, Callable, Coroutine
-from itertools import count
 from typing import Any
 
 from gridsession.errors import GridFull, GridUnavailable, SessionError
@@ -20,7 +18,6 @@ from gridsession.identity import name_of
 from gridsession.provider.leases import HeldLock, LeaseBook
 from gridsession.provider.log import log
 
-_COMMIT_TOKENS = 1 << 64
 _RENEWALS_PER_LEASE = 3  # a lock outlives two renewals that fail
 _RETRY_SECONDS = (0.02, 1.0)  # first and longest pause between tries at a grid that is away
 _SWEEP_BATCH = 64  # records a call: about a millisecond of an embedded grid's time
@@ -46,8 +43,6 @@ class LoopWork:
         self._lease = lease
         self._sweep_interval = sweep_interval
         self._book = LeaseBook(execution_timeout)
-        self._tokens, self._commits = os.urandom(8), int.from_bytes(os.urandom(8), "little")
-        self._numbers = count()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._renewal: asyncio.TimerHandle | None = None
         self._skipped = 0
@@ -58,14 +53,6 @@ class LoopWork:
     def is_dead(self) -> bool:
         """The event loop is closed; nothing here will ever run again."""
         return self._loop.is_closed()
-
-    def token(self) -> bytes:
-        """A token for a lock or a ticket, that no other has. It is no secret."""
-        return self._tokens + next(self._numbers).to_bytes(8, "little")
-
-    def commit_token(self) -> int:
-        """A token for a commit: 64 bits, random where this loop began and counted from there."""
-        return (self._commits + next(self._numbers)) % _COMMIT_TOKENS
 
     def run(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run something off a request's path, until it is done or the provider closes."""

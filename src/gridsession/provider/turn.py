@@ -28,6 +28,7 @@ from gridsession.grids.contract import (
     Snapshot,
 )
 from gridsession.identity import parse_id
+from gridsession.provider.tokens import lock_token
 from gridsession.session import Session
 from gridsession.settings import Access, Use
 
@@ -50,7 +51,7 @@ class Turn:
     """
 
     __slots__ = (
-        "_claim", "_grid", "_holder", "_id", "_identity", "_provider", "_ready", "_stored", "_work",
+        "_claim", "_grid", "_holder", "_id", "_identity", "_provider", "_stored", "_work",
         "session", "use",
     )  # fmt: skip
 
@@ -66,8 +67,7 @@ class Turn:
         self._claim: Claim | None = None  # the lock or ticket that is ours, or may be
         self._id = session_id
         self._identity = parse_id(session_id) if session_id is not None else None
-        self._ready = False  # there is a session
-        self._stored = False  # and the grid has it
+        self._stored = False  # the grid has the session
         self.use = use
         if self._identity is None:
             self._id = None
@@ -91,9 +91,7 @@ class Turn:
             return None
         if self.use.access is Access.EXCLUSIVE or self.use.wait_for_writer:
             provider = self._provider
-            self._claim = Claim(
-                self._work.token(), self._holder, provider.lease, provider.queue_limit
-            )
+            self._claim = Claim(lock_token(), self._holder, provider.lease, provider.queue_limit)
         try:
             return self._took(await self._ask_grid(None))
         except BaseException:
@@ -169,8 +167,7 @@ class Turn:
             case Missing():  # never adopted: what is stored from now on gets an id of its own
                 self._forget_id()
                 self._stored = False
-                if not self._ready:
-                    self._make_session(self._provider.timeout)
+                self._make_session(self._provider.timeout)
             case QueueFull(holder, held_for):
                 raise SessionQueueFull(
                     f"{self._provider.queue_limit} requests wait for this session already; "
@@ -182,12 +179,7 @@ class Turn:
 
     def _load(self, snapshot: Snapshot) -> None:
         segments = payload.split(snapshot.payload)
-        if self._ready:  # `exclusive()` in a request that has a session already
-            self.session._load(
-                segments, snapshot.user, snapshot.timeout, is_new=False, replaced=snapshot.replaced
-            )
-        else:
-            self._make_session(snapshot.timeout, segments, snapshot.user, snapshot.replaced)
+        self._make_session(snapshot.timeout, segments, snapshot.user, snapshot.replaced)
         self._stored = True
 
     def _forget_id(self) -> None:

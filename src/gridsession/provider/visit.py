@@ -9,8 +9,9 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gridsession import payload
 from gridsession.errors import (
@@ -20,6 +21,7 @@ from gridsession.errors import (
     SessionLockLost,
     SessionLockTimeout,
     SessionReadOnly,
+    SessionReplaced,
 )
 from gridsession.grids.contract import (
     Change,
@@ -38,6 +40,7 @@ from gridsession.identity import (
     parse_id,
     rotated_id,
 )
+from gridsession.provider.tokens import commit_token, lock_token
 from gridsession.provider.turn import Turn
 from gridsession.session import Delta, NoSession, Phase, Session
 from gridsession.settings import Access, Use
@@ -68,13 +71,13 @@ class Visit(Turn):
         cookie_can_be_sent: the response's headers have not left yet, or there are none.
     """
 
-    __slots__ = ("_inside", "_turns", "_unsure", "cookie", "cookie_can_be_sent")
+    __slots__ = ("_held_to_the_end", "_turns", "_unsure", "cookie", "cookie_can_be_sent")
 
     def __init__(
         self, provider: SessionProvider, session_id: bytes | None, use: Use, holder: str
     ) -> None:
         super().__init__(provider, session_id, use, holder)
-        self._inside: asyncio.Task[Any] | None = None  # whose exclusive() block this is
+        self._held_to_the_end = False  # the lock, until the response's headers leave
         self._turns: asyncio.Lock | None = None
         self._unsure = False  # whether a save() that failed was carried out
         self.cookie = Cookie.KEEP
@@ -91,7 +94,6 @@ class Visit(Turn):
         kind = NoSession if access is Access.NONE else Session
         phase = _PHASES[access]
         self.session = kind(self, access, phase, timeout, segments, user, replaced)
-        self._ready = True
 
     # -- end ------------------------------------------------------------------------------
 
@@ -101,8 +103,6 @@ class Visit(Turn):
         Raises:
             SessionError: what the handler did was not stored; the lock is released all the same.
         """
-        if self._is_in_anothers_block():
-            return
         session = self.session
         if session._phase is Phase.READ_ONLY:
             self._refuse_changes()
@@ -113,22 +113,15 @@ class Visit(Turn):
                 await self.discard()
                 raise
             session._phase = Phase.CLOSED
+            self._held_to_the_end = True
 
     async def discard(self) -> None:
         """Forget what was not committed, and hand the lock on."""
-        if self._is_in_anothers_block():
-            return
         session = self.session
         if session._phase is Phase.WRITABLE:
             session._phase = Phase.CLOSED
             session._forget_changes()
         await self._release()
-
-    def _is_in_anothers_block(self) -> bool:
-        """A task that the handler started is inside `session.exclusive()`, or waits there: the
-        request's own lock was given back before, and this one is the task's to release.
-        """
-        return self._inside is not None and self._inside is not asyncio.current_task()
 
     def _refuse_changes(self) -> None:
         delta = self.session._delta()
@@ -162,7 +155,7 @@ class Visit(Turn):
         session, provider = self.session, self._provider
         segments = session._segments_with(delta)
         new = NewRecord(
-            commit_token=self._work.commit_token(),
+            commit_token=commit_token(),
             secret=b"",
             payload=payload.join(segments, provider.max_payload_bytes),
             timeout=session._timeout,
@@ -173,9 +166,7 @@ class Visit(Turn):
         assert identity is not None
         new.secret = identity.secret
         if not release:
-            self._claim = Claim(
-                self._work.token(), self._holder, provider.lease, provider.queue_limit
-            )
+            self._claim = Claim(lock_token(), self._holder, provider.lease, provider.queue_limit)
         try:
             outcome = await self._grid.create(identity.key, new, self._claim)
         except BaseException:
@@ -189,23 +180,30 @@ class Visit(Turn):
             self._hold()
         self._stored = True
         self.cookie = Cookie.SET
-        session._committed(segments)
+        session._committed(segments, session._user)
+        session._regenerate = False
 
     async def _commit(self, segments: dict[str, bytes], delta: Delta, *, release: bool) -> None:
         identity, claim, session = self._identity, self._claim, self.session
         assert identity is not None
         assert claim is not None
         key = identity.key
-        user_changed = session._user != session._stored_user
+        # A new id waits for the response that carries it: save() stores what is not tied to it.
+        user = session._user if release else session._stored_user
+        user_changed = user != session._stored_user
+        if user_changed:
+            self.check_id_may_change()
+            if session._replaced:
+                raise SessionReplaced
         writes = delta.changes or self._unsure
         change = Change(
-            self._work.commit_token(),
+            commit_token(),
             payload.join(segments, self._provider.max_payload_bytes) if writes else None,
             session._timeout,
-            session._user,
+            user,
         )
         rotated = b""
-        if user_changed or session._regenerate:
+        if user_changed or (release and session._regenerate):
             rotated = rotated_id(identity.handle, os.urandom(SECRET_BYTES)).encode()
             identity = parse_id(rotated)
             assert identity is not None
@@ -218,14 +216,16 @@ class Visit(Turn):
             if release:  # a response was made, so its commit stands; repeating it is harmless
                 self._work.finish_commit(key, token, change)
             raise
-        except SessionError:
+        except BaseException:
             if release:
                 self._work.withdraw(key, token)
             raise
         if type(outcome) is not Committed:
             raise (SessionLockLost if type(outcome) is LockLost else SessionGone)
         self._unsure = False
-        session._committed(segments)
+        session._committed(segments, user)
+        if release:
+            session._regenerate = False
         if rotated:
             self._identity = identity
             self._id = rotated
@@ -240,7 +240,7 @@ class Visit(Turn):
             except asyncio.CancelledError:  # as a commit's: a response was made, so it stands
                 self._work.finish_removal(key, token, fenced=fenced)
                 raise
-            except SessionError:
+            except BaseException:
                 self._work.withdraw(key, token)
                 raise
             if isinstance(outcome, LockLost):
@@ -272,20 +272,20 @@ class Visit(Turn):
         """Forget the session, which knows this visit: while both know each other, what they hold
         waits for the garbage collector. A session that is used later makes itself known again.
         """
-        if self._turns is None or not self._turns.locked():
-            del self.session
+        del self.session
 
     def cookie_to_send(self, *, rolling: bool) -> Cookie:
         """What the response's headers say of the cookie.
 
         A request that came with a replaced id is never answered with one: the browser has the
-        new cookie already, and who holds only the old one must not be given it.
+        new cookie already, and who holds only the old one must not be given it. So the same
+        cookie is sent again (`rolling`) only by who held the lock until now: else another may
+        have replaced the id meanwhile.
         """
         if self.session._replaced:
             return Cookie.KEEP
-        if rolling and self._stored and self.cookie is Cookie.KEEP and self.session.accessed:
-            return Cookie.SET
-        return self.cookie
+        rolls = rolling and self._held_to_the_end and self._stored and self.session.accessed
+        return Cookie.SET if rolls and self.cookie is Cookie.KEEP else self.cookie
 
     def check_id_may_change(self) -> None:
         if not self.cookie_can_be_sent:
@@ -302,23 +302,30 @@ class Visit(Turn):
         self.session = session
         if session._phase is Phase.WRITABLE:
             await self.end()
+            self._held_to_the_end = False
 
     @asynccontextmanager
     async def exclusive(self, session: Session) -> AsyncIterator[Session]:
-        self.session = session
-        task = asyncio.current_task()
-        if session._phase is Phase.WRITABLE and self._inside in (None, task):
-            yield session
-        elif self._inside is task:  # it has released its block's lock
-            async with self._block():
+        for block in _open_blocks.get():
+            if block.visit is self and block.is_open:  # within it, or in a task that it started
+                inside = block.session
+                if not inside.is_read_only:
+                    yield inside
+                    return
+                if inside is not session:  # which has released its lock meanwhile
+                    async with inside.exclusive() as again:
+                        yield again
+                    return
+        if session._phase is Phase.WRITABLE:
+            async with self._own_block(session):
                 yield session
         else:
-            async with self._turn_of(task), self._block():
-                yield session
+            async with self._fresh_block(session) as fresh:
+                yield fresh
 
     @asynccontextmanager
-    async def _turn_of(self, task: asyncio.Task[Any] | None) -> AsyncIterator[None]:
-        """The tasks of a request share its session and its lock, so their blocks take turns."""
+    async def _own_block(self, session: Session) -> AsyncIterator[None]:
+        """Under the request's own lock, whose tasks take turns."""
         if self._turns is None:
             self._turns = asyncio.Lock()
         try:
@@ -329,33 +336,77 @@ class Visit(Turn):
                 "Another task of this request is inside `session.exclusive()`; gave up after "
                 f"{self._provider.lock_wait_timeout:.1f} s."
             ) from None
-        self._inside = task
         try:
-            yield
+            if session._phase is not Phase.WRITABLE:
+                raise SessionClosed
+            with _Block(self, session):
+                yield
+            if session.is_read_only and session._delta().changes:
+                raise SessionClosed(
+                    "The session was committed and unlocked inside this block of "
+                    "`session.exclusive()`; what was changed since is not stored."
+                )
         finally:
-            self._inside = None
             self._turns.release()
 
     @asynccontextmanager
-    async def _block(self) -> AsyncIterator[None]:
-        session, phase, use = self.session, self.session._phase, self.use
+    async def _fresh_block(self, session: Session) -> AsyncIterator[Session]:
+        """Under a lock of its own, with a session of its own: nothing else can be in its way."""
         if not self._stored:
             raise SessionClosed("Nothing is stored of this session, so there is nothing to lock.")
-        self.use = Use(Access.EXCLUSIVE)
+        visit = Visit(self._provider, self._id, Use(Access.EXCLUSIVE), self._holder)
+        visit.cookie_can_be_sent = self.cookie_can_be_sent
+        await visit.begin()
+        fresh = visit.session
+        if not visit._stored:
+            raise SessionGone(
+                "The session ended, expired, or was given a new id meanwhile; there is nothing "
+                "to lock."
+            )
         try:
-            await self.begin()
-        finally:
-            self.use = use
-        if not self._stored:
-            raise SessionGone("The session ended, or expired, meanwhile; there is nothing to lock.")
-        session._phase = Phase.WRITABLE
-        try:
-            yield
+            with _Block(self, fresh):
+                yield fresh
         except BaseException:
-            await self.discard()
+            await visit.discard()
             raise
         else:
-            if session._phase is Phase.WRITABLE:
-                await self.end()
+            await visit.end()
+            self._adopt(visit, session)
         finally:
-            session._phase = phase
+            visit.let_session_go()
+
+    def _adopt(self, visit: Visit, session: Session) -> None:
+        """What a block has stored is what this request has from now on."""
+        self._id, self._identity, self._stored = visit._id, visit._identity, visit._stored
+        if visit.cookie is not Cookie.KEEP:
+            self.cookie = visit.cookie
+        stored = visit.session
+        session._load(
+            stored._segments,
+            stored._stored_user,
+            stored._stored_timeout,
+            is_new=not visit._stored,
+            replaced=stored._replaced,
+        )
+
+
+class _Block:
+    """An open `session.exclusive()`, known to the code within it and to the tasks it starts."""
+
+    __slots__ = ("_before", "is_open", "session", "visit")
+
+    def __init__(self, visit: Visit, session: Session) -> None:
+        self.visit = visit
+        self.session = session
+        self.is_open = True
+
+    def __enter__(self) -> None:
+        self._before = _open_blocks.get()
+        _open_blocks.set((*self._before, self))
+
+    def __exit__(self, *_: object) -> None:
+        self.is_open = False
+        _open_blocks.set(self._before)
+
+
+_open_blocks: ContextVar[tuple[_Block, ...]] = ContextVar("gridsession_open_blocks", default=())

@@ -182,11 +182,13 @@ class SessionMiddleware:
         finally:
             if isinstance(receive, _Replay):
                 receive.drop()
-            if not exchange.started:
-                await visit.discard()
-        if exchange.streamed:
-            _report_late_changes(visit.session)
-        visit.let_session_go()
+            try:
+                if not exchange.started:
+                    await visit.discard()
+                elif exchange.streamed:
+                    _report_late_changes(visit.session)
+            finally:
+                visit.let_session_go()
 
     def _visit(self, scope: Scope, *, lock: bool = True) -> Visit:
         if self.error is not None:
@@ -236,7 +238,8 @@ class SessionMiddleware:
         try:
             visit = self._visit(scope, lock=False)
             visit.cookie_can_be_sent = False
-            await self.provider.start()
+            if visit.use.access is not Access.NONE:
+                await self.provider.start()
             await visit.begin()
         except SessionError as error:
             self._log_refusal(error)
@@ -244,7 +247,10 @@ class SessionMiddleware:
             await send({"type": "websocket.close", "code": 1013})
             return
         scope["session"] = visit.session
-        await self.app(scope, receive, send)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            visit.let_session_go()
 
     # -- answers of our own ---------------------------------------------------------------
 
@@ -334,7 +340,7 @@ class _Exchange:
             visit = self._visit
             try:
                 await visit.end()
-            except SessionError as error:
+            except Exception as error:
                 # Not raised into the application: a handler of its own might answer 200 to it.
                 self.failed = OSError("the response was replaced: its session was not stored")
                 log.error("a request's session was not stored: %s", error, exc_info=error)

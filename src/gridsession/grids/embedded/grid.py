@@ -261,7 +261,7 @@ class EmbeddedGrid:
     ) -> _T:
         # Who claims may have to wait. What belongs to this event loop is done before the hop.
         address = b""
-        for claim in arguments:
+        for claim in arguments if run in (operations.acquire, operations.read) else ():
             if isinstance(claim, Claim):
                 self._bells.listen(claim.token)
                 address = self._bells.address()

@@ -122,6 +122,10 @@ class LmdbTable:
     def forget(self, due: float, key: bytes) -> None:
         self._txn.delete(codec.index_key(due, key))
 
+    def put_off(self, due: float, key: bytes, until: float) -> None:
+        self.forget(due, key)
+        self._txn.put(codec.index_key(until, key), b"")
+
     def bell(self, token: bytes) -> bytes:
         if self.frugal:
             raise GridFull("the embedded grid is full, and has no room for one who waits")
