@@ -32,7 +32,8 @@ from gridsession import (
     SessionTypeError,
     payload,
 )
-from gridsession.session import NoSession, Phase
+from gridsession.provider.no_session import NoSession
+from gridsession.session import Phase
 
 DATA: dict[str, Any] = {
     "cart": [{"sku": "tea", "count": 2}],

@@ -13,10 +13,10 @@ from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from enum import Enum
-from typing import Any, NamedTuple, NoReturn, Protocol, Self, SupportsIndex
+from typing import Any, NamedTuple, Protocol, Self, SupportsIndex
 
 from gridsession import payload
-from gridsession.errors import SessionClosed, SessionNotAvailable, SessionReadOnly, SessionReplaced
+from gridsession.errors import SessionClosed, SessionReadOnly, SessionReplaced
 from gridsession.settings import MAX_TIMEOUT, Access, seconds
 from gridsession.undecoded import UNDECODED
 
@@ -446,21 +446,3 @@ class Session(dict[str, Any]):
         """Something other than the data changed, and is to be stored."""
         terms, stored = (self._user, self._timeout), (self._stored_user, self._stored_timeout)
         return self._regenerate or terms != stored
-
-
-class NoSession(Session):
-    """What a request has whose access is `none`: whatever it is used for, it raises."""
-
-    def _read(self) -> NoReturn:
-        raise SessionNotAvailable
-
-    mark_accessed = _read
-
-    def __getitem__(self, key: str) -> NoReturn:
-        raise SessionNotAvailable
-
-    def get(self, key: str, default: Any = None) -> NoReturn:
-        raise SessionNotAvailable
-
-    def __contains__(self, key: object) -> NoReturn:
-        raise SessionNotAvailable

@@ -140,14 +140,18 @@ def commit(
 
 def renew(table: Table, leases: Sequence[tuple[bytes, bytes]], lease: float) -> list[bool]:
     answers = []
+    unreadable: list[GridUnavailable] = []
     for key, token in leases:
         try:
             record = table.load(key)
-        except GridUnavailable:  # of another layout, or damaged: the other locks are not to suffer
+        except GridUnavailable as error:  # the locks of other records are not to suffer for it
+            unreadable.append(error)
             record = None
         answers.append(record is not None and record.renew(table.now, token, lease))
         if record is not None:
             _keep(table, key, record)
+    if unreadable and len(unreadable) == len(answers):
+        raise unreadable[0]
     return answers
 
 

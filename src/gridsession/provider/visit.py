@@ -40,9 +40,10 @@ from gridsession.identity import (
     parse_id,
     rotated_id,
 )
+from gridsession.provider.no_session import NoSession
 from gridsession.provider.tokens import commit_token, lock_token
 from gridsession.provider.turn import Turn
-from gridsession.session import Delta, NoSession, Phase, Session
+from gridsession.session import Delta, Phase, Session
 from gridsession.settings import Access, Use
 
 if TYPE_CHECKING:
