@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 
 import pytest
 
@@ -121,3 +122,27 @@ async def test_nothing_sweeps_once_the_provider_is_closed(grid: Spy) -> None:
     grid.calls.clear()
     await asyncio.sleep(0.05)
     assert grid.calls == []
+
+
+@in_loop
+async def test_closing_stops_what_runs_beside_the_requests_of_other_loops(grid: Spy) -> None:
+    """Or another loop's sweep would open the closed grid again."""
+    async with provider_on(grid, sweep_interval=0.01) as provider:
+        session_id = await stored(provider, a=1)
+        swept, closed, later = threading.Event(), threading.Event(), threading.Event()
+
+        async def elsewhere() -> None:
+            assert await data_of(provider, session_id) == {"a": 1}
+            swept.set()
+            await asyncio.to_thread(closed.wait, 10)
+            await asyncio.sleep(0.05)
+            later.set()
+
+        thread = threading.Thread(target=lambda: asyncio.run(elsewhere()))
+        thread.start()
+        await asyncio.to_thread(swept.wait, 10)
+    grid.calls.clear()
+    closed.set()
+    await asyncio.to_thread(later.wait, 10)
+    thread.join()
+    assert "sweep" not in grid.calls

@@ -85,6 +85,9 @@ class SessionProvider:
     async def close(self) -> None:
         """Finish what is under way on this event loop, and close the grid that we opened."""
         work = self._work.pop(asyncio.get_running_loop(), None)
+        for elsewhere in self._work.values():
+            elsewhere.stop_from_outside()
+        self._work.clear()
         if work is not None:
             await work.close()
         self._started_in = None

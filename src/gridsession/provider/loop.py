@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from gridsession.errors import GridFull, GridUnavailable, SessionError
@@ -61,13 +62,21 @@ class LoopWork:
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Stop timers; wait for what is under way, which ends at its own bounds."""
+        """Stop; wait for what is under way, which ends at its own bounds."""
+        self._stop()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def stop_from_outside(self) -> None:
+        """Stop the timers of another thread's loop, before they open a closed grid again."""
+        with suppress(RuntimeError):  # it has been closed meanwhile
+            self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
         self._closed = True
         self._sweeping.cancel()
         if self._renewal is not None:
             self._renewal.cancel()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
 
     # -- renewal --------------------------------------------------------------------------
 

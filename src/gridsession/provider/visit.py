@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -382,13 +382,16 @@ class Visit(Turn):
         if visit.cookie is not Cookie.KEEP:
             self.cookie = visit.cookie
         stored = visit.session
-        session._load(
-            stored._segments,
-            stored._stored_user,
-            stored._stored_timeout,
-            is_new=not visit._stored,
-            replaced=stored._replaced,
-        )
+        with suppress(SessionError):
+            if session._delta().changes:
+                return  # made where nothing is stored: whoever reports it is still to find it
+            session._load(
+                stored._segments,
+                stored._stored_user,
+                stored._stored_timeout,
+                is_new=not visit._stored,
+                replaced=stored._replaced,
+            )
 
 
 class _Block:

@@ -22,6 +22,7 @@ import fcntl
 import logging
 import os
 import shutil
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -261,8 +262,7 @@ class Store:
         return replace(state, max_size=wanted)
 
     def _move_aside(self, why: str) -> None:
-        aside = self.path / time.strftime("aside-%Y%m%dT%H%M%S")
-        aside.mkdir(mode=0o700, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=time.strftime("aside-%Y%m%dT%H%M%S-"), dir=self.path))
         for name in ("data.mdb", "lock.mdb", "state.json"):
             with contextlib.suppress(FileNotFoundError):
                 os.replace(self.path / name, aside / name)
