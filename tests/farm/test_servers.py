@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gridsession.grids import open_grid
 from tests.farm.client import ask, new_session, post, run, stored, until
 from tests.farm.peek import peek
 from tests.farm.servers import Farm, Server, farm_in, wait_for
@@ -134,7 +135,17 @@ def test_promise_5_no_update_is_lost_under_hypercorn(tmp_path: Path) -> None:
     with farm_in(tmp_path) as farm:
         server = farm.start("hypercorn", "-b", "127.0.0.1:PORT", "-w", "2", APP)
         run(serve_all(farm, server, 2))
-        check_clean(farm, server)
+        # As soon as one of its workers is out, hypercorn ends the others with SIGTERM, in the midst
+        # of their lifespan's shutdown. What such a worker leaves is cleared at the next opening.
+        assert server.stop() == 0, server.said
+        assert server.trouble() == []
+
+        async def open_again() -> None:
+            async with open_grid(f"embedded://{farm.grid}?max_size=16MiB"):
+                assert farm.bells() == []
+
+        asyncio.run(open_again())
+        assert farm.state()["clean"] is True
 
 
 async def add_through_recycling(server: Server, cookie: str) -> set[int]:

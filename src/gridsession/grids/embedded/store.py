@@ -163,6 +163,9 @@ class Store:
         self.env.close()
         self.gate.close()
         os.close(self._alone)
+        # At exit nobody has closed the grids, whose sockets these are.
+        for mailbox in (self.path / "bells").glob(f"{os.getpid()}.*"):
+            mailbox.unlink(missing_ok=True)
 
     def become_inherited(self) -> None:
         """In a forked child, at once: a lock outlasts its holder where a child keeps it open."""
