@@ -181,7 +181,7 @@ class Record:
         """Enter or refresh a ticket. None when it turns out to be this claim's turn."""
         steady, token = now.steady, claim.token
         if mine is not None:  # before anything is handed over, or we might be passed over as stale
-            self.tickets[self.tickets.index(mine)] = mine._replace(bell=bell, heard=steady)
+            self._hear(mine, bell, steady)
         if not self._is_locked(steady):  # never held, or its holder died, or did not confirm
             self._drop_stale(steady)
             if mine is None and self._first_in_line() is None:
@@ -189,13 +189,7 @@ class Record:
             self._hand_over(steady)
             if self.lock_token == token:
                 return None
-        if mine is None:
-            self._drop_stale(steady)
-            if len(self.tickets) >= claim.queue_limit:
-                return QueueFull(self.lock_holder, steady - self.lock_since)
-            self.tickets.append(Ticket(token, claim.holder, bell, steady, watch=False))
-        self.dirty = True
-        return self._busy(token, steady)
+        return self._stay(mine, claim, bell, steady, watch=False)
 
     def renew(self, now: Now, token: bytes, lease: float) -> bool:
         if self.lock_token != token or not self.is_live(now):
@@ -245,14 +239,9 @@ class Record:
         self, mine: Ticket | None, watch: Claim, bell: bytes, steady: float
     ) -> Busy | QueueFull:
         if mine is not None:
-            self.tickets[self.tickets.index(mine)] = mine._replace(bell=bell, heard=steady)
+            self._hear(mine, bell, steady)
         self._drop_stale(steady)
-        if mine is None:
-            if len(self.tickets) >= watch.queue_limit:
-                return QueueFull(self.lock_holder, steady - self.lock_since)
-            self.tickets.append(Ticket(watch.token, watch.holder, bell, steady, watch=True))
-        self.dirty = True
-        return self._busy(watch.token, steady)
+        return self._stay(mine, watch, bell, steady, watch=True)
 
     def commit(
         self, now: Now, token: bytes, change: Change, release: bool
@@ -325,6 +314,22 @@ class Record:
         if any(t.heard < oldest for t in self.tickets):
             self.tickets = [t for t in self.tickets if t.heard >= oldest]
             self.dirty = True
+
+    def _hear(self, ticket: Ticket, bell: bytes, steady: float) -> None:
+        """A heartbeat, from wherever its owner can be rung now."""
+        self.tickets[self.tickets.index(ticket)] = ticket._replace(bell=bell, heard=steady)
+
+    def _stay(
+        self, mine: Ticket | None, claim: Claim, bell: bytes, steady: float, *, watch: bool
+    ) -> Busy | QueueFull:
+        """Keep the ticket that is there, or enter one."""
+        if mine is None:
+            self._drop_stale(steady)
+            if len(self.tickets) >= claim.queue_limit:
+                return QueueFull(self.lock_holder, steady - self.lock_since)
+            self.tickets.append(Ticket(claim.token, claim.holder, bell, steady, watch))
+        self.dirty = True
+        return self._busy(claim.token, steady)
 
     def _ring(self, tickets: list[Ticket]) -> None:
         if tickets:
