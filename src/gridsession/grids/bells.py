@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -33,6 +34,11 @@ class Bells:
     def __init__(self) -> None:
         self._waiters: dict[bytes, _Waiter] = {}
         self._guard = threading.Lock()
+
+    @property
+    def listeners(self) -> Mapping[bytes, object]:
+        """Those who listen, by token, as they come and go."""
+        return self._waiters
 
     def listen(self, token: bytes) -> None:
         """From now on a ring for `token` is remembered, until `forget`."""

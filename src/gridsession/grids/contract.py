@@ -38,9 +38,11 @@ over and not confirmed in time goes to the next.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, Protocol
 
 HAND_OFF_SECONDS = 2.0  # a granted waiter that does not confirm by then is passed over
@@ -81,16 +83,21 @@ class Clock(Protocol):
     def now(self) -> Now: ...
 
 
+if sys.platform == "win32":
+    _steady = time.monotonic
+else:  # macOS has no BOOTTIME; its MONOTONIC goes on while the machine sleeps
+    _steady = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 class SystemClock:
     """The machine's clocks. `boot_id` is given by a grid that outlives a boot."""
-
-    _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # macOS has no BOOTTIME
 
     def __init__(self, boot_id: int = 0) -> None:
         self._boot_id = boot_id
 
     def now(self) -> Now:
-        return Now(time.time(), time.clock_gettime(self._CLOCK), self._boot_id)
+        # Twice a request, and a named tuple's own constructor is a Python function.
+        return tuple.__new__(Now, (time.time(), _steady(), self._boot_id))
 
 
 @dataclass(slots=True)

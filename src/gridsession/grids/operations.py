@@ -211,9 +211,9 @@ def _remove(table: Table, key: bytes, record: Record) -> None:
 
 def _keep(table: Table, key: bytes, record: Record) -> None:
     if record.dirty:
-        # A sweep that met it locked has put it off to the end of a lease that is over now.
-        if record.deadline < record.indexed and record.lock_token is None:
-            table.index(key, record, record.deadline)
+        # A sweep that met it locked has put it off to the end of a lease, which may be over now.
+        if record.deadline < record.indexed and (due := record.due(table.now)) < record.indexed:
+            table.index(key, record, due)
         table.save(key, record)
         if record.rung:
             table.rung = [*table.rung, *record.rung]

@@ -106,7 +106,8 @@ class Record:
 
     @property
     def version(self) -> Version:
-        return Version(self.counter, self.version_token)
+        # Twice a request, and a named tuple's own constructor is a Python function.
+        return tuple.__new__(Version, (self.counter, self.version_token))
 
     # -- birth, age -----------------------------------------------------------------------
 
@@ -160,16 +161,18 @@ class Record:
             mine = self._ticket_of(token) if self.tickets else None
             # A ticket was entered with a secret that was good then. It outlasts the few seconds
             # for which a replaced secret is remembered: waiting may take longer.
-            if mine is None and (refused := self._refusal(secret, steady)) is not None:
-                return refused
-            if mine is not None or self.tickets or self.lock_token is not None:
+            if mine is None and secret != self.secret:
+                refused = self._refusal(secret, steady)
+                if refused is not None:
+                    return refused
+            if self.tickets or self.lock_token is not None:
                 turned_away = self._queue(mine, claim, bell, now)
                 if turned_away is not None:
                     return turned_away
-        if self.lock_token != token:
-            self.lock_token = token
-            self.lock_holder = claim.holder
-            self.lock_since = steady
+            if self.lock_token != token:  # nobody has handed it over: it was free
+                self.lock_token = token
+                self.lock_holder = claim.holder
+                self.lock_since = steady
         self.lock_until = steady + claim.lease
         self.dirty = True
         self._slide(now.wall)

@@ -11,19 +11,21 @@ its parent's).
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import mmap
 import os
 import struct
 import threading
 import time
+from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 from pathlib import Path
 
 from gridsession.errors import GridUnavailable
 
 _SPINS = 20  # tries before yielding; a transaction takes less time than a turn of the loop
+_LOCK_AT_ONCE = LOCK_EX | LOCK_NB
 _PAUSES = (0.0001, 0.002)  # seconds between tries after that, first and longest
 _PID = struct.Struct("<q")
+_PID_AT = slice(0, _PID.size)
 _SIZE = 4096
 
 
@@ -54,16 +56,16 @@ class Gate:
 
     def try_enter(self) -> bool:
         """Enter if nobody is inside."""
-        if not self._threads.acquire(blocking=False):
+        if not self._threads.acquire(False):
             return False
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(self._fd, _LOCK_AT_ONCE)
         except BaseException as error:
             self._threads.release()
             if isinstance(error, BlockingIOError):
                 return False
             raise
-        self._map[: _PID.size] = self._own_pid
+        self._map[_PID_AT] = self._own_pid
         return True
 
     async def enter(self) -> None:
@@ -95,7 +97,7 @@ class Gate:
             pause = min(2 * pause, longest)
 
     def leave(self) -> None:
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        flock(self._fd, LOCK_UN)
         self._threads.release()
 
     def close(self) -> None:

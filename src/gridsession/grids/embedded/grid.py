@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -78,6 +78,7 @@ class EmbeddedGrid:
         self._store: Store | None = None
         self._clock: Clock
         self._bells: SocketBells
+        self._listeners: Mapping[bytes, object] = {}
         self._writer: Writer | None = None
 
     @classmethod
@@ -118,6 +119,7 @@ class EmbeddedGrid:
                 ) from error
             group = partial(self._write_group, store)
             self._writer = Writer(group) if store.state.durable else None
+            self._listeners = self._bells.listeners
             self._clock = self._given_clock or store.clock
             self._store = store
 
@@ -140,23 +142,25 @@ class EmbeddedGrid:
     ) -> Coroutine[Any, Any, Committed | Exists]:
         return self._write(operations.create, self._prefix + key, new, claim)
 
-    async def acquire(
+    def acquire(
         self, key: bytes, secret: bytes, claim: Claim
-    ) -> Granted | Busy | QueueFull | Replaced | Missing:
-        outcome = await self._write(operations.acquire, self._prefix + key, secret, claim)
-        if type(outcome) is not Busy:
-            self._bells.forget(claim.token)
-        return outcome
+    ) -> Coroutine[Any, Any, Granted | Busy | QueueFull | Replaced | Missing]:
+        call = self._write(operations.acquire, self._prefix + key, secret, claim)
+        return self._then_forget(call, claim.token) if self._listeners else call
 
-    async def read(
+    def read(
         self, key: bytes, secret: bytes, watch: Claim | None = None, seen: bytes | None = None
-    ) -> Found | Busy | QueueFull | Replaced | Missing:
+    ) -> Coroutine[Any, Any, Found | Busy | QueueFull | Replaced | Missing]:
         key = self._prefix + key
         if watch is None:
-            return await self._read(operations.read, key, secret, None, None)
-        outcome = await self._write(operations.read, key, secret, watch, seen)
+            return self._read(operations.read, key, secret, None, None)
+        call = self._write(operations.read, key, secret, watch, seen)
+        return self._then_forget(call, watch.token) if self._listeners else call
+
+    async def _then_forget(self, call: Coroutine[Any, Any, _T], token: bytes) -> _T:
+        outcome = await call
         if type(outcome) is not Busy:
-            self._bells.forget(watch.token)
+            self._bells.forget(token)
         return outcome
 
     async def wait(self, key: bytes, token: bytes, seconds: float) -> None:
@@ -260,10 +264,11 @@ class EmbeddedGrid:
         self, writer: Writer, run: Callable[..., _T], arguments: tuple[Any, ...]
     ) -> _T:
         # Who claims may have to wait. What belongs to this event loop is done before the hop.
-        address = b""
+        address, token = b"", None
         for claim in arguments if run in (operations.acquire, operations.read) else ():
             if isinstance(claim, Claim):
-                self._bells.listen(claim.token)
+                token = claim.token
+                self._bells.listen(token)
                 address = self._bells.address()
 
         def run_on_thread(table: LmdbTable) -> _T:
@@ -271,6 +276,8 @@ class EmbeddedGrid:
             return run(table, *arguments)
 
         outcome: _T = await writer.write(run_on_thread)
+        if token is not None and type(outcome) is not Busy:
+            self._bells.forget(token)
         return outcome
 
     def _write_group(self, store: Store, runs: list[Callable[[LmdbTable], Any]]) -> list[Any]:
@@ -302,8 +309,8 @@ class EmbeddedGrid:
                 outcome = run(table, *arguments)
                 if (
                     table.swelled
-                    and (now.steady >= store.roomy_until or table.grown_by > SMALL_BYTES)
-                    and not store.has_room(transaction, now.steady, table.grown_by)
+                    and (table.grown_by > SMALL_BYTES or transaction.id() >= store.roomy_until)
+                    and not store.has_room(transaction, table.grown_by)
                 ):
                     raise GridFull(
                         f"the embedded grid is full: {store.state.max_size >> 20} MiB; raise "

@@ -60,9 +60,9 @@ log = logging.getLogger("gridsession")
 _MAX_READERS = 1022  # processes at once, of which each reads with one slot at a time
 _LEAST_RESERVE = 96  # pages: a release copies up to ten, and those of the two before are taken yet
 _READER_CHECK_SECONDS = 60.0
-# With 64 MiB to spare, small writes are not counted for the next moment: in 20 ms a machine's
-# processes cannot write half of that in pieces of 4 KiB.
-_ROOMY_PAGES, _ROOMY_SECONDS = 16384, 0.02
+# How full the file is, is not counted at each small write: transactions are numbered over all
+# processes, and those until the next count, of so many pages at most, fit into half the reserve.
+_PAGES_A_WRITE = 16
 SMALL_BYTES = 4096
 _LONG_READ = 100  # transactions of others; a read takes less than one
 _LOCK_FILE_BYTES = 128 * 1024  # of which LMDB uses 64 bytes a reader
@@ -107,27 +107,27 @@ class Store:
                 raise
         self.main = self.env.open_db()
         pages = self.state.max_size // PAGE
-        reserve = max(pages * 5 // 100, _LEAST_RESERVE)
-        self._pages = pages
+        self._reserve = reserve = max(pages * 5 // 100, _LEAST_RESERVE)
         self._full_pages = pages - reserve  # more than this are in use by no payloads
         self._brim_pages = pages - reserve // 2  # nor more than this by locks and tickets
-        self.roomy_until = 0.0
+        self.roomy_until = 0
         self.decoded: dict[bytes, tuple[bytes, Record]] = {}
         self.clock = SystemClock(boot_id)
         self._readers_due = 0.0
 
-    def has_room(self, transaction: lmdb.Transaction, steady: float, grown_by: int) -> bool:
-        """Whether what a transaction has written may stay. Until `roomy_until` there is no need
-        to ask for payloads that grow by no more than `SMALL_BYTES`.
+    def has_room(self, transaction: lmdb.Transaction, grown_by: int) -> bool:
+        """Whether what a transaction has written may stay. Transactions of a number before
+        `roomy_until` need not ask, if their payloads grow by no more than `SMALL_BYTES`.
 
         Args:
             transaction: before its commit.
-            steady: seconds of the steady clock.
             grown_by: bytes of payloads in it that became longer; 0 when only records did.
         """
         stat = transaction.stat(self.main)  # counted by LMDB, not scanned
         in_use = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
-        self.roomy_until = steady + _ROOMY_SECONDS if self._pages - in_use > _ROOMY_PAGES else 0.0
+        spare = self._full_pages - in_use
+        if spare > self._reserve:
+            self.roomy_until = transaction.id() + self._reserve // (2 * _PAGES_A_WRITE)
         return bool(in_use <= (self._full_pages if grown_by else self._brim_pages))
 
     def forget_dead_readers(self) -> None:
