@@ -86,7 +86,7 @@ def a_session(
 def commit(session: Session) -> dict[str, bytes]:
     """As a provider does: what is stored from now on, by way of stored bytes."""
     segments = session._segments_with(session._delta())
-    session._committed(segments, session._user)
+    session._committed(segments, session._user, session._timeout)
     return payload.split(payload.join(segments, 1 << 20))
 
 
@@ -481,7 +481,7 @@ def test_forgotten_changes_are_gone() -> None:
     session.user = "bob"
     session.timeout = 5
     session.regenerate_id()
-    session._forget_changes()
+    session._discard()
     assert session == DATA
     assert (session.user, session.timeout) == ("ann", 60.0)
     assert not session._delta().changes

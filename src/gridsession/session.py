@@ -34,11 +34,11 @@ class Phase(Enum):
     WRITABLE = "writable"
     READ_ONLY = "read_only"
     CLOSED = "closed"
+    DISCARDED = "discarded"  # closed, and what was not committed is forgotten
     NOT_AVAILABLE = "not_available"
 
 
-# Looked up at each write, and an Enum's members are slow to find.
-_WRITABLE = Phase.WRITABLE
+_WRITABLE = Phase.WRITABLE  # looked up at each write, and an Enum's members are slow to find
 
 
 class Bound(Protocol):
@@ -73,8 +73,7 @@ class Session(dict[str, Any]):
 
     Attributes:
         accessed: something was read or written (Starlette's name).
-        modified: something was assigned or removed (Starlette's name; nested changes count at
-            commit without it).
+        modified: something was assigned or removed (Starlette's name; nested changes do not set it).
         waited: seconds that this request waited for the session's lock.
     """
 
@@ -163,8 +162,7 @@ class Session(dict[str, Any]):
     @timeout.setter
     def timeout(self, value: float | timedelta) -> None:
         self._write()
-        number = seconds(value)
-        if not 0 < number <= MAX_TIMEOUT:
+        if not 0 < (number := seconds(value)) <= MAX_TIMEOUT:
             raise ValueError(f"timeout={value!r}: must be more than 0 and at most ten years")
         self._timeout = number
 
@@ -177,7 +175,7 @@ class Session(dict[str, Any]):
     @user.setter
     def user(self, value: str | None) -> None:
         self._write()
-        if value is not None and type(value) is not str:
+        if type(value) not in (str, type(None)):
             raise TypeError(f"session.user must be a str or None, not {type(value).__name__}")
         if value is not None and not _is_short_text(value):
             raise ValueError(f"session.user must be valid text of at most {_MAX_USER} characters")
@@ -224,7 +222,9 @@ class Session(dict[str, Any]):
         """`async with session.exclusive() as s:` fresh values under the lock, for this block.
 
         Commits at the block's end; an exception that leaves the block discards. In a request
-        that holds the lock already it is that lock, and nothing is committed early.
+        that holds the lock already it is that lock, and nothing is committed early. Tasks of one
+        request take turns; one that a block started is inside it, and so is the consumer of a
+        generator that yields inside it: let none yield data there.
 
         Raises:
             SessionLockTimeout, SessionQueueFull, SessionReplaced, SessionGone, GridUnavailable.
@@ -323,7 +323,7 @@ class Session(dict[str, Any]):
         self.accessed = True
 
     def mark_modified(self) -> None:
-        """Starlette's; there is no need for it, since changes are found by comparing."""
+        """Starlette's; needless, since changes are found by comparing."""
         self._write()
         self.modified = True
 
@@ -352,10 +352,9 @@ class Session(dict[str, Any]):
 
     def popitem(self) -> tuple[str, Any]:
         self._write()
-        if not super().__len__():
-            raise KeyError("popitem(): session is empty")
-        key = next(super().__reversed__())
-        return key, self.pop(key)
+        for key in super().__reversed__():
+            return key, self.pop(key)
+        raise KeyError("popitem(): session is empty")
 
     def setdefault(self, key: str, default: Any = None) -> Any:
         self._write()
@@ -417,22 +416,25 @@ class Session(dict[str, Any]):
                     changed[key] = segment
             elif key in self._segments:
                 removed.append(key)
-        return Delta(changed, removed, bool(changed or removed))
+        return tuple.__new__(Delta, (changed, removed, bool(changed or removed)))
 
     def _segments_with(self, delta: Delta) -> dict[str, bytes]:
         """All segments after a delta, in the order of the session's keys."""
         segments = {**self._segments, **delta.set}
+        if [*segments] == [*dict.keys(self)]:  # as a rule: values changed, and no keys
+            return segments
         return {key: segments[key] for key in dict.__iter__(self)}
 
-    def _committed(self, segments: dict[str, bytes], user: str | None) -> None:
+    def _committed(self, segments: dict[str, bytes], user: str | None, timeout: float) -> None:
         """What the grid has stored is now this. Values in hand stay, and stay compared."""
         self._segments = segments
         self._stored_user = user
-        self._stored_timeout = self._timeout
+        self._stored_timeout = timeout
         self._is_new = False
 
-    def _forget_changes(self) -> None:
-        """Hold what is stored, as far as this request knows, and nothing else."""
+    def _discard(self) -> None:
+        """Hold what is stored, as far as this request knows, and nothing else; for good."""
+        self._phase = Phase.DISCARDED
         self._load(
             self._segments,
             self._stored_user,
@@ -444,5 +446,5 @@ class Session(dict[str, Any]):
     @property
     def _has_new_terms(self) -> bool:
         """Something other than the data changed, and is to be stored."""
-        terms, stored = (self._user, self._timeout), (self._stored_user, self._stored_timeout)
-        return self._regenerate or terms != stored
+        terms = (self._user, self._timeout)
+        return self._regenerate or terms != (self._stored_user, self._stored_timeout)

@@ -68,10 +68,10 @@ def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
 
 
 def make_grid(kind: str, folder: Path, clock: Clock | None = None) -> Grid:
-    """A grid by its name, on a clock that a test sets."""
+    """A grid by its name, on a clock that a test sets. `durable` is an embedded one."""
     if kind == "memory":
         return MemoryGrid(clock)
-    return EmbeddedGrid(Place(folder / "grid", 4 << 20), clock=clock)
+    return EmbeddedGrid(Place(folder / "grid", 4 << 20, kind == "durable"), clock=clock)
 
 
 class Spy:
@@ -188,6 +188,32 @@ ALL_BUT_OPEN = (
     *("create", "acquire", "read", "commit", "renew"),
     *("release", "touch", "remove", "sweep"),
 )
+
+
+class OnTheWay:
+    """A hook that keeps one call on its way until every other task has come as far as it can.
+
+    Args:
+        grid: whose call; the hook is set there.
+        name: of the call; the first of that name.
+        way: `there`, before the grid has carried it out, or `back`, with its answer.
+
+    Attributes:
+        reached: set when the call is on its way.
+    """
+
+    def __init__(self, grid: Spy, name: str, way: str = "there") -> None:
+        self._name = name
+        self.reached = asyncio.Event()
+        if way == "there":
+            grid.before = self
+        else:
+            grid.after = self
+
+    async def __call__(self, name: str) -> None:
+        if name == self._name and not self.reached.is_set():
+            self.reached.set()
+            await steps(50)
 
 
 @contextlib.asynccontextmanager

@@ -13,11 +13,9 @@ import pytest
 
 from gridsession import (
     Access,
-    Session,
     SessionClosed,
     SessionGone,
     SessionLockLost,
-    SessionLockTimeout,
     SessionNotAvailable,
     SessionReadOnly,
     SessionReplaced,
@@ -25,7 +23,8 @@ from gridsession import (
     SessionTypeError,
     SettingsError,
 )
-from gridsession.provider.visit import Cookie, Visit
+from gridsession.provider.bearer import Cookie
+from gridsession.provider.visit import Visit
 from gridsession.settings import Use
 from gridsession.testing import ManualClock
 from tests.provider.harness import (
@@ -347,242 +346,6 @@ async def test_a_user_alone_makes_a_session(grid: Spy) -> None:
             assert (session.is_new, session.user) == (False, "ann")
 
 
-# -- exclusive() ----------------------------------------------------------------------------------
-
-
-@in_loop
-async def test_exclusive_in_read_only_has_fresh_values_and_the_lock(grid: Spy) -> None:
-    async with provider_on(grid) as provider:
-        session_id = await stored(provider, a=1)
-        async with provider.open(session_id, access="read_only") as session:
-            assert session["a"] == 1
-            async with provider.open(session_id) as other:
-                other["a"] = 2
-            assert session["a"] == 1
-            async with session.exclusive() as s:
-                assert s["a"] == 2
-                assert session["a"] == 1  # what it has is a snapshot, until the block has stored
-                assert session.is_read_only
-                assert not s.is_read_only
-                assert not await is_free(grid, session_id)
-                s["a"] += 1
-                async with session.exclusive() as inner:  # the same lock
-                    inner["a"] += 1
-                assert not await is_free(grid, session_id)
-                assert grid.asked.count("commit") == 1  # the other's
-            assert await is_free(grid, session_id)
-            assert session["a"] == 4
-            with pytest.raises(SessionReadOnly):
-                session["a"] = 5
-        assert await data_of(provider, session_id) == {"a": 4}
-
-
-@in_loop
-async def test_exclusive_in_a_request_that_holds_the_lock_commits_nothing_early(grid: Spy) -> None:
-    async with provider_on(grid) as provider:
-        session_id = await stored(provider, a=1)
-        async with provider.open(session_id) as session:
-            grid.calls.clear()
-            async with session.exclusive() as s:
-                s["a"] = 2
-            assert grid.asked == []
-            session["a"] = 3
-        assert await data_of(provider, session_id) == {"a": 3}
-
-
-@in_loop
-async def test_exclusive_after_release(grid: Spy) -> None:
-    async with provider_on(grid) as provider:
-        session_id = await stored(provider, a=1)
-        async with provider.open(session_id) as session:
-            session["a"] = 2
-            await session.release()
-            async with session.exclusive() as s:
-                s["a"] += 1
-            with pytest.raises(SessionClosed):
-                session["a"] = 9
-            async with session.exclusive() as s:
-                s["a"] += 1
-                await s.release()
-                with pytest.raises(SessionClosed):
-                    s["a"] = 9
-        assert await data_of(provider, session_id) == {"a": 4}
-        assert await is_free(grid, session_id)
-
-
-@in_loop
-async def test_an_exception_in_exclusive_discards_and_unlocks(grid: Spy) -> None:
-    async with provider_on(grid) as provider:
-        session_id = await stored(provider, a=[1])
-        async with provider.open(session_id, access="read_only") as session:
-            with pytest.raises(ZeroDivisionError):
-                async with session.exclusive() as s:
-                    s["a"].append(2)
-                    s["b"] = 1 // 0
-            assert session == {"a": [1]}
-            assert await is_free(grid, session_id)
-        assert await data_of(provider, session_id) == {"a": [1]}
-
-
-@in_loop
-async def test_exclusive_needs_a_session_that_is_stored(grid: Spy) -> None:
-    async with provider_on(grid) as provider:
-        async with provider.open(None, access="read_only") as session:
-            with pytest.raises(SessionClosed, match="Nothing is stored"):
-                async with session.exclusive():
-                    pass
-        session_id = await stored(provider, a=1)
-        async with provider.open(session_id, access="read_only") as session:
-            async with provider.open(session_id) as other:
-                other.abandon()
-            with pytest.raises(SessionGone, match="meanwhile"):
-                async with session.exclusive():
-                    pass
-            with pytest.raises(SessionReadOnly):
-                session["a"] = 2
-
-
-@pytest.mark.parametrize("held", [False, True], ids=["free", "held"])
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-@in_loop
-async def test_tasks_of_one_request_take_turns_at_exclusive(
-    grid: Spy, held: bool, loop: str
-) -> None:
-    """As the tasks of a WebSocket do: one reads, one writes, one beats."""
-    async with provider_on(grid) as provider:
-        session_id = await stored(provider, n=0, list=[])
-        async with provider.open(session_id, access="read_only") as session:
-
-            async def count(number: int) -> None:
-                async with session.exclusive() as s:
-                    n = s["n"]
-                    await asyncio.sleep(0.001)
-                    s["n"] = n + 1
-                    s["list"].append(number)
-                    async with session.exclusive() as inner:
-                        inner["n"] += 1
-                    if number == 2:
-                        await s.release()
-                        async with session.exclusive() as again:
-                            again["n"] += 1
-
-            async with asyncio.TaskGroup() as tasks:
-                other = provider.open(session_id) if held else contextlib.nullcontext()
-                async with other:
-                    counting = [tasks.create_task(count(number)) for number in range(4)]
-                    leaving = tasks.create_task(count(99))
-                    await asyncio.sleep(0.002)
-                    leaving.cancel()
-            assert all(task.exception() is None for task in counting)
-            assert session.is_read_only
-        data = await data_of(provider, session_id)
-        assert data == {"n": 9, "list": [0, 1, 2, 3]}
-        assert await is_free(grid, session_id)
-
-
-@in_loop
-async def test_a_task_that_a_block_started_is_inside_it(grid: Spy) -> None:
-    """`asyncio.wait_for` makes such tasks."""
-    async with provider_on(grid, lock_wait_timeout=0.05) as provider:
-        session_id = await stored(provider, n=0)
-        for access in ("read_only", "exclusive"):
-            async with provider.open(session_id, access=access) as session:
-
-                async def child(session: Session = session) -> None:
-                    async with session.exclusive() as s:
-                        s["n"] += 1
-
-                async with session.exclusive() as s:
-                    s["n"] += 1
-                    await asyncio.wait_for(child(), 5)
-                    s["n"] += 1
-        assert await data_of(provider, session_id) == {"n": 6}
-
-
-@in_loop
-async def test_a_task_beside_anothers_block_waits_no_longer_than_for_a_lock(grid: Spy) -> None:
-    async with provider_on(grid, lock_wait_timeout=0.05) as provider:
-        session_id = await stored(provider, n=0)
-        async with provider.open(session_id) as session:
-
-            async def beside() -> None:
-                with pytest.raises(SessionLockTimeout, match=r"Another task.*after 0\.1 s"):
-                    async with session.exclusive():
-                        raise AssertionError("the block ran")
-
-            waiting = asyncio.create_task(beside())  # made before the block: not within it
-            async with session.exclusive() as s:
-                s["n"] = 1
-                await waiting
-                s["n"] = 2
-        assert await data_of(provider, session_id) == {"n": 2}
-
-
-@in_loop
-async def test_promise_5_tasks_of_a_request_that_holds_the_lock_take_turns(grid: Spy) -> None:
-    async with provider_on(grid) as provider:
-        session_id = await stored(provider, n=0)
-        async with provider.open(session_id) as session:
-
-            async def count() -> None:
-                async with session.exclusive() as s:
-                    n = s["n"]
-                    await asyncio.sleep(0.001)
-                    s["n"] = n + 1
-
-            await asyncio.gather(*(count() for _ in range(5)))
-        assert await data_of(provider, session_id) == {"n": 5}
-
-
-@in_loop
-async def test_promise_4_a_block_that_outlives_the_requests_lock_says_so(grid: Spy) -> None:
-    async with provider_on(grid) as provider:
-        session_id = await stored(provider, log=[])
-        entered, ended = asyncio.Event(), asyncio.Event()
-
-        async def late(session: Session) -> None:
-            async with session.exclusive() as s:
-                log = s["log"]
-                entered.set()
-                await ended.wait()
-                log.append("late")
-
-        async with provider.open(session_id) as session:
-            task = asyncio.create_task(late(session))
-            await entered.wait()
-        ended.set()
-        with pytest.raises(SessionClosed, match="committed and unlocked inside this block"):
-            await task
-        assert await data_of(provider, session_id) == {"log": []}
-        assert await is_free(grid, session_id)
-
-
-@in_loop
-async def test_a_block_that_outlives_its_request_keeps_its_own_lock_and_commits(grid: Spy) -> None:
-    async with provider_on(grid) as provider:
-        session_id = await stored(provider, n=0)
-        entered, ended = asyncio.Event(), asyncio.Event()
-
-        async def beside(session: Session) -> None:
-            async with session.exclusive() as s:
-                s["n"] = -1
-                entered.set()
-                await ended.wait()
-                s["n"] = 7
-
-        async with provider.open(session_id) as session:
-            session["n"] = 1
-            await session.release()
-            task = asyncio.create_task(beside(session))
-            await entered.wait()
-        async with provider.open(session_id, access="read_only") as reader:
-            assert reader["n"] == 1  # nothing of a block that is still open
-        ended.set()
-        await task
-        assert await data_of(provider, session_id) == {"n": 7}
-        assert await is_free(grid, session_id)
-
-
 # -- ids that change ----------------------------------------------------------------------------
 
 
@@ -605,7 +368,7 @@ async def test_a_rotated_id_is_known_for_ten_seconds_more(grid: Spy, clock: Manu
         visit.session["a"] += 1
         visit.session.regenerate_id()  # its browser has just been given one
         await visit.end()
-        assert visit.cookie_to_send(rolling=True) is Cookie.KEEP
+        assert visit.cookie_to_send(visit.session, rolling=True) is Cookie.KEEP
         assert await data_of(provider, new) == {"a": 3}
         clock.advance(0.2)
         async with provider.open(old) as late:
@@ -886,16 +649,17 @@ async def test_only_who_held_the_lock_to_the_end_sends_the_same_cookie_again(
         async with provider.open(session_id) as session:
             session.regenerate_id()
         await late.end()
-        assert late.cookie_to_send(rolling=True) is Cookie.KEEP
+        assert late.cookie_to_send(late.session, rolling=True) is Cookie.KEEP
         held = Visit(provider, session_id.encode(), Use.parse("exclusive"), "held")
         await held.begin()
         await held.end()
-        assert held.cookie_to_send(rolling=True) is Cookie.KEEP  # its id is the replaced one
+        # Its id is the replaced one.
+        assert held.cookie_to_send(held.session, rolling=True) is Cookie.KEEP
         fresh = Visit(provider, session.id.encode(), Use.parse("exclusive"), "fresh")
         await fresh.begin()
         assert fresh.session["a"] == 1
         await fresh.end()
-        assert fresh.cookie_to_send(rolling=True) is Cookie.SET
+        assert fresh.cookie_to_send(fresh.session, rolling=True) is Cookie.SET
 
 
 @in_loop

@@ -24,8 +24,9 @@ from starlette.routing import Route
 
 from gridsession import Session, SessionProvider, SessionSettings
 from gridsession.grids import Grid
-from gridsession.web.asgi import ASGIApp, Message, Receive, Scope, Send, SessionMiddleware
+from gridsession.web.asgi import SessionMiddleware
 from gridsession.web.starlette import session_of
+from gridsession.web.types import ASGIApp, Message, Receive, Scope, Send
 from tests.provider.harness import NO_SWEEP
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "OPTIONS"]

@@ -11,7 +11,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from gridsession import GridUnavailable, SessionProvider, SessionSettings, SettingsError
-from gridsession.web.asgi import Message, Receive, Scope, Send, SessionMiddleware
+from gridsession.web.asgi import SessionMiddleware
+from gridsession.web.types import Message, Receive, Scope, Send
 from tests.provider.harness import Outage, Spy, in_loop
 from tests.web.driver import FRAMEWORKS, Asked, Browser, Reply, plain, start_of_lifespan
 

@@ -22,8 +22,8 @@ from gridsession import (
     SessionReadOnly,
     SessionReplaced,
 )
-from gridsession.web.asgi import ASGIApp, Message, Scope
 from gridsession.web.starlette import SessionMiddleware, session_of
+from gridsession.web.types import ASGIApp, Message, Scope
 from tests.provider.harness import (
     Outage,
     Spy,

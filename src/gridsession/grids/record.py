@@ -41,6 +41,7 @@ from gridsession.grids.contract import (
     Version,
 )
 
+_new_tuple = tuple.__new__  # a named tuple's own constructor is a Python function
 _MIN_SLIDE, _MAX_SLIDE = 1.0, 60.0  # seconds: a deadline is written at most this often, at least
 _OLDEST_COMMIT = -2 * (REMEMBERED_COMMITS - 1)  # where the commits begin that stay remembered
 _SLIDE_SHARE = 0.01  # once per hundredth of the timeout lies between
@@ -106,8 +107,7 @@ class Record:
 
     @property
     def version(self) -> Version:
-        # Twice a request, and a named tuple's own constructor is a Python function.
-        return tuple.__new__(Version, (self.counter, self.version_token))
+        return _new_tuple(Version, (self.counter, self.version_token))
 
     # -- birth, age -----------------------------------------------------------------------
 
@@ -273,7 +273,7 @@ class Record:
             self.lock_token = None
             if self.tickets:
                 self._hand_over(now.steady)
-        return Committed(self.version, self.deadline)
+        return Committed(_new_tuple(Version, (self.counter, commit_token)), self.deadline)
 
     def created_by(self, commit_token: int) -> Committed | None:
         """What to answer to a repeated `create`; None when another made this record."""
@@ -390,7 +390,8 @@ class Record:
 
     def _snapshot(self, secret: bytes, *, slide_due: bool) -> Snapshot:
         """The payload is filled in by the grid."""
+        version = _new_tuple(Version, (self.counter, self.version_token))
         return Snapshot(
-            b"", self.version, self.created, self.timeout, self.deadline, self.user,
+            b"", version, self.created, self.timeout, self.deadline, self.user,
             secret != self.secret, slide_due,
         )  # fmt: skip

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
+from weakref import WeakSet
 
 from gridsession.grids import make_grid
 from gridsession.grids.contract import Grid
@@ -17,12 +18,13 @@ from gridsession.provider.visit import Visit
 from gridsession.session import Session
 from gridsession.settings import Access, SessionSettings, Use, seconds
 
-_process = object()  # this process; another one after a fork
+_started: WeakSet[SessionProvider] = WeakSet()
 
 
 def _in_child() -> None:
-    global _process  # noqa: PLW0603 - asked for at each request: a system call takes longer
-    _process = object()
+    for provider in _started:
+        provider.is_started = False
+    _started.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -39,6 +41,9 @@ class SessionProvider:
         settings: what an operator can set; `SessionSettings()` by default.
         grid: a ready grid instead of the one that `settings.connection_string` names. It is the
             caller's to close.
+
+    Attributes:
+        is_started: opened, by this very process: one forked from it opens, and closes, for itself.
 
     Raises:
         SettingsError: the connection string names no grid that is there.
@@ -61,13 +66,8 @@ class SessionProvider:
         absolute = settings.absolute_timeout
         self.absolute_timeout = None if absolute is None else seconds(absolute)
         self.max_payload_bytes = settings.max_payload_bytes
-        self._started_in: object = None
+        self.is_started = False
         self._work: dict[asyncio.AbstractEventLoop, LoopWork] = {}
-
-    @property
-    def is_started(self) -> bool:
-        """Opened, by this very process: one forked from it opens, and closes, for itself."""
-        return self._started_in is _process
 
     async def start(self) -> None:
         """Open the grid. A second call does nothing.
@@ -78,7 +78,8 @@ class SessionProvider:
         """
         if not self.is_started:
             await self.grid.open()
-            self._started_in = _process
+            self.is_started = True
+            _started.add(self)
             log.info("sessions are kept in %s", self.grid.where)
         self.work()  # it sweeps from now on, also where no request ever takes a lock
 
@@ -90,7 +91,7 @@ class SessionProvider:
         self._work.clear()
         if work is not None:
             await work.close()
-        self._started_in = None
+        self.is_started = False
         if self._owns_grid:
             await self.grid.close()
 
@@ -143,11 +144,10 @@ class SessionProvider:
         await visit.begin()
         try:
             yield visit.session
+            await visit.end()
         except BaseException:
             await visit.discard()
             raise
-        else:
-            await visit.end()
         finally:
             visit.let_session_go()
 

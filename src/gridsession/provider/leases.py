@@ -32,13 +32,14 @@ class LeaseBook:
 
     def __init__(self, execution_timeout: float) -> None:
         self._execution_timeout = execution_timeout
-        self._held: dict[bytes, HeldLock] = {}
+        self._held: dict[bytes, tuple[bytes, bytes, str, float]] = {}
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def add(self, lock: HeldLock) -> None:
-        self._held[lock.token] = lock
+    def add(self, key: bytes, token: bytes, holder: str, since: float) -> None:
+        """Args: as the attributes of `HeldLock`."""
+        self._held[token] = (key, token, holder, since)  # at each request, and seldom looked at
 
     def drop(self, token: bytes) -> None:
         self._held.pop(token, None)
@@ -48,7 +49,8 @@ class LeaseBook:
 
         The latter are in the book no more: their lease runs out.
         """
-        hung = [x for x in self._held.values() if now - x.since >= self._execution_timeout]
+        held = [HeldLock(*lock) for lock in self._held.values()]
+        hung = [lock for lock in held if now - lock.since >= self._execution_timeout]
         for lock in hung:
             del self._held[lock.token]
-        return list(self._held.values()), hung
+        return [lock for lock in held if lock not in hung], hung

@@ -11,10 +11,19 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from contextvars import Context
 from typing import Any
 
 from gridsession.errors import GridFull, GridUnavailable, SessionError
-from gridsession.grids.contract import TICKET_SECONDS, Change, Committed, Grid, LockLost
+from gridsession.grids.contract import (
+    REMOVED,
+    TICKET_SECONDS,
+    Change,
+    Committed,
+    Gone,
+    Grid,
+    LockLost,
+)
 from gridsession.identity import name_of
 from gridsession.provider.leases import HeldLock, LeaseBook
 from gridsession.provider.log import log
@@ -44,6 +53,7 @@ class LoopWork:
         self._lease = lease
         self._sweep_interval = sweep_interval
         self._book = LeaseBook(execution_timeout)
+        self.drop = self._book.drop  # renew a lock no more; args: its token
         self._tasks: set[asyncio.Task[Any]] = set()
         self._renewal: asyncio.TimerHandle | None = None
         self._skipped = 0
@@ -55,11 +65,12 @@ class LoopWork:
         """The event loop is closed; nothing here will ever run again."""
         return self._loop.is_closed()
 
-    def run(self, work: Coroutine[Any, Any, Any]) -> None:
+    def run(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run something off a request's path, until it is done or the provider closes."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def close(self) -> None:
         """Stop; wait for what is under way, which ends at its own bounds."""
@@ -82,16 +93,12 @@ class LoopWork:
 
     def hold(self, key: bytes, token: bytes, holder: str) -> None:
         """Renew a lock from now on."""
-        self._book.add(HeldLock(key, token, holder, self._loop.time()))
+        self._book.add(key, token, holder, self._loop.time())
         if self._renewal is None:
             self._renew_after(self._lease / _RENEWALS_PER_LEASE)
 
-    def drop(self, token: bytes) -> None:
-        """Renew a lock no more."""
-        self._book.drop(token)
-
     def _renew_after(self, delay: float) -> None:
-        self._renewal = self._loop.call_later(delay, self._renewal_due)
+        self._renewal = self._loop.call_later(delay, self._renewal_due, context=Context())
 
     def _renewal_due(self) -> None:
         self._renewal = None
@@ -125,11 +132,14 @@ class LoopWork:
         """Take back what a call may have left behind under a token, lock or ticket."""
         self.run(self._until_answered(lambda: self._grid.release(key, token)))
 
-    def finish_commit(self, key: bytes, token: bytes, change: Change) -> None:
-        """Repeat a commit whose request was cancelled while it was on its way."""
-        self.run(self._finish_commit(key, token, change))
+    def finish_commit(self, key: bytes, token: bytes, change: Change) -> asyncio.Task[Any]:
+        """Repeat a commit whose request was cancelled while it was on its way.
 
-    async def _finish_commit(self, key: bytes, token: bytes, change: Change) -> None:
+        The task's result is the grid's answer; None when there was none.
+        """
+        return self.run(self._finish_commit(key, token, change))
+
+    async def _finish_commit(self, key: bytes, token: bytes, change: Change) -> Any:
         outcome = await self._until_answered(
             lambda: self._grid.commit(key, token, change, release=True)
         )
@@ -139,16 +149,20 @@ class LoopWork:
                 name_of(key),
                 type(outcome).__name__ if outcome is not None else "the grid did not answer",
             )
+        return outcome
 
-    def finish_removal(self, key: bytes, token: bytes, *, fenced: bool) -> None:
-        """Repeat a removal whose request was cancelled while it was on its way."""
-        self.run(self._finish_removal(key, token, fenced))
+    def finish_removal(self, key: bytes, token: bytes, *, fenced: bool) -> asyncio.Task[Any]:
+        """Repeat a removal, in the same way."""
+        return self.run(self._finish_removal(key, token, fenced))
 
-    async def _finish_removal(self, key: bytes, token: bytes, fenced: bool) -> None:
+    async def _finish_removal(self, key: bytes, token: bytes, fenced: bool) -> Any:
         fence = token if fenced else None
         outcome = await self._until_answered(lambda: self._grid.remove(key, fence))
+        if isinstance(outcome, Gone):  # the first try had come through
+            return REMOVED
         if outcome is None or isinstance(outcome, LockLost):
             log.error("session %s: a cancelled request did not end it", name_of(key))
+        return outcome
 
     async def _until_answered(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """Repeat a call until the grid answers it, or until all that it could concern has ended.
@@ -181,7 +195,8 @@ class LoopWork:
     # -- sweeping -------------------------------------------------------------------------
 
     def _sweep_after(self, delay: float) -> asyncio.TimerHandle:
-        return self._loop.call_later(delay, self._sweep_due)
+        # A context of its own: the request's that comes first would be kept, with its session.
+        return self._loop.call_later(delay, self._sweep_due, context=Context())
 
     def _sweep_due(self) -> None:
         if len(self._book) and self._skipped < _BUSY_SKIPS:  # requests are in hand: another will

@@ -24,10 +24,11 @@ from gridsession.grids.contract import (
     Granted,
     Missing,
     QueueFull,
+    Released,
     Replaced,
-    Snapshot,
 )
 from gridsession.identity import parse_id
+from gridsession.provider.bearer import Bearer
 from gridsession.provider.tokens import lock_token
 from gridsession.session import Session
 from gridsession.settings import Access, Use
@@ -35,8 +36,11 @@ from gridsession.settings import Access, Use
 if TYPE_CHECKING:
     from gridsession.provider.core import SessionProvider
 
+# Looked at in each request, and an Enum's members are slow to find.
+_EXCLUSIVE, _NONE = Access.EXCLUSIVE, Access.NONE
 
-class Turn:
+
+class Turn(Bearer):
     """What one request asks of the grid, and what it was given.
 
     Args:
@@ -50,12 +54,8 @@ class Turn:
         session: what the handler is given.
     """
 
-    __slots__ = (
-        "_claim", "_grid", "_holder", "_id", "_identity", "_provider", "_stored", "_work",
-        "session", "use",
-    )  # fmt: skip
-
     session: Session
+    _claim: Claim | None = None  # the lock or ticket that is ours, or may be
 
     def __init__(
         self, provider: SessionProvider, session_id: bytes | None, use: Use, holder: str
@@ -64,13 +64,10 @@ class Turn:
         self._work = provider.work()
         self._grid = provider.grid
         self._holder = holder
-        self._claim: Claim | None = None  # the lock or ticket that is ours, or may be
-        self._id = session_id
-        self._identity = parse_id(session_id) if session_id is not None else None
-        self._stored = False  # the grid has the session
         self.use = use
-        if self._identity is None:
-            self._id = None
+        if session_id is not None and (identity := parse_id(session_id)) is not None:
+            self._id = session_id
+            self._identity = identity
 
     async def begin(self) -> None:
         """Make the session ready, waiting for its lock where that is needed.
@@ -86,13 +83,20 @@ class Turn:
 
     async def ask(self) -> Busy | None:
         """Ask once. None: the session is ready. `Busy`: call `wait` with it, or `leave`."""
-        if self._identity is None or self.use.access is Access.NONE:
-            self._make_session(self._provider.timeout)
+        identity, provider, use = self._identity, self._provider, self.use
+        if identity is None or use.access is _NONE:
+            self._make_session(provider.timeout)
             return None
-        if self.use.access is Access.EXCLUSIVE or self.use.wait_for_writer:
-            provider = self._provider
-            self._claim = Claim(lock_token(), self._holder, provider.lease, provider.queue_limit)
         try:
+            if use.access is _EXCLUSIVE:
+                self._claim = claim = Claim(
+                    lock_token(), self._holder, provider.lease, provider.queue_limit
+                )
+                return self._took(await self._grid.acquire(identity.key, identity.secret, claim))
+            if use.wait_for_writer:
+                self._claim = Claim(
+                    lock_token(), self._holder, provider.lease, provider.queue_limit
+                )
             return self._took(await self._ask_grid(None))
         except BaseException:
             self.leave()
@@ -144,7 +148,7 @@ class Turn:
     ) -> Awaitable[Granted | Found | Busy | QueueFull | Replaced | Missing]:
         identity, claim = self._identity, self._claim
         assert identity is not None
-        if claim is not None and self.use.access is Access.EXCLUSIVE:
+        if claim is not None and self.use.access is _EXCLUSIVE:
             return self._grid.acquire(identity.key, identity.secret, claim)
         return self._grid.read(identity.key, identity.secret, claim, seen)
 
@@ -153,14 +157,19 @@ class Turn:
     ) -> Busy | None:
         if type(outcome) is Granted:  # ahead of the others: it is what nearly always comes
             self._hold()
-            self._load(outcome.snapshot)
+            snapshot = outcome.snapshot
+            segments = payload.split(snapshot.payload)
+            self._make_session(snapshot.timeout, segments, snapshot.user, snapshot.replaced)
+            self._stored = True
             return None
         if type(outcome) is Busy:
             return outcome
         self._claim = None  # whatever else is answered leaves nothing of it behind
         match outcome:
             case Found(snapshot):
-                self._load(snapshot)
+                segments = payload.split(snapshot.payload)
+                self._make_session(snapshot.timeout, segments, snapshot.user, snapshot.replaced)
+                self._stored = True
                 if snapshot.slide_due:
                     assert self._identity is not None
                     self._work.touch(self._identity.key)
@@ -176,15 +185,6 @@ class Turn:
             case Replaced():
                 raise SessionReplaced
         return None
-
-    def _load(self, snapshot: Snapshot) -> None:
-        segments = payload.split(snapshot.payload)
-        self._make_session(snapshot.timeout, segments, snapshot.user, snapshot.replaced)
-        self._stored = True
-
-    def _forget_id(self) -> None:
-        self._identity = None
-        self._id = None
 
     def _hold(self) -> None:
         assert self._identity is not None
@@ -205,8 +205,10 @@ class Turn:
             return
         key, token = self._identity.key, self._let_go()
         try:
-            await self._grid.release(key, token)
+            outcome = await self._grid.release(key, token)
         except BaseException as error:
             self._work.withdraw(key, token)
             if not isinstance(error, SessionError):
                 raise
+        else:  # else another may have taken it, and given the session another id
+            self._held_to_the_end = isinstance(outcome, Released)

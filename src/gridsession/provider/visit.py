@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from contextvars import ContextVar
-from enum import Enum
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from contextlib import AbstractAsyncContextManager, suppress
+from functools import partial
+from typing import Any
 
 from gridsession import payload
 from gridsession.errors import (
+    GridUnavailable,
     SessionClosed,
     SessionError,
     SessionGone,
     SessionLockLost,
-    SessionLockTimeout,
     SessionReadOnly,
     SessionReplaced,
 )
@@ -28,61 +27,42 @@ from gridsession.grids.contract import (
     Claim,
     Committed,
     Exists,
+    Gone,
     LockLost,
     NewRecord,
+    Removed,
     Rotation,
 )
 from gridsession.identity import (
-    ID_BYTES,
     SECRET_BYTES,
+    Identity,
     name_of,
-    new_id,
     parse_id,
     rotated_id,
 )
+from gridsession.provider.bearer import Cookie
+from gridsession.provider.blocks import TaskTurns, blocks_around, exclusive
 from gridsession.provider.no_session import NoSession
 from gridsession.provider.tokens import commit_token, lock_token
 from gridsession.provider.turn import Turn
 from gridsession.session import Delta, Phase, Session
 from gridsession.settings import Access, Use
 
-if TYPE_CHECKING:
-    from gridsession.provider.core import SessionProvider
-
-_PHASES = {
-    Access.EXCLUSIVE: Phase.WRITABLE,
-    Access.READ_ONLY: Phase.READ_ONLY,
-    Access.NONE: Phase.NOT_AVAILABLE,
-}
+# Looked at several times a request, and an Enum's members are slow to find.
+_EXCLUSIVE, _READ_ONLY_ACCESS = Access.EXCLUSIVE, Access.READ_ONLY
+_WRITABLE, _READ_ONLY, _CLOSED = Phase.WRITABLE, Phase.READ_ONLY, Phase.CLOSED
 
 
-class Cookie(Enum):
-    """What is to become of the browser's cookie."""
-
-    KEEP = "keep"
-    SET = "set"
-    REMOVE = "remove"
-
-
-class Visit(Turn):
+class Visit(Turn, TaskTurns):
     """One request's use of one session. Args: as `Turn`.
 
-    Attributes:
-        cookie: what is to become of the browser's cookie.
-        cookie_can_be_sent: the response's headers have not left yet, or there are none.
+    Its turns are those of the request's tasks at the session: `save`, `release`, `end` and blocks
+    of `exclusive` come one after the other.
     """
 
-    __slots__ = ("_held_to_the_end", "_turns", "_unsure", "cookie", "cookie_can_be_sent")
-
-    def __init__(
-        self, provider: SessionProvider, session_id: bytes | None, use: Use, holder: str
-    ) -> None:
-        super().__init__(provider, session_id, use, holder)
-        self._held_to_the_end = False  # the lock, until the response's headers leave
-        self._turns: asyncio.Lock | None = None
-        self._unsure = False  # whether a save() that failed was carried out
-        self.cookie = Cookie.KEEP
-        self.cookie_can_be_sent = True
+    # Defaults on the class: most visits change none of them.
+    _unsure = False  # whether a save() that failed was carried out
+    _finishing: asyncio.Task[Any] | None = None  # what was asked when this was cancelled
 
     def _make_session(
         self,
@@ -92,40 +72,91 @@ class Visit(Turn):
         replaced: bool = False,
     ) -> None:
         access = self.use.access
-        kind = NoSession if access is Access.NONE else Session
-        phase = _PHASES[access]
-        self.session = kind(self, access, phase, timeout, segments, user, replaced)
+        if access is _EXCLUSIVE:
+            self.session = Session(self, access, _WRITABLE, timeout, segments, user, replaced)
+        elif access is _READ_ONLY_ACCESS:
+            self.session = Session(self, access, _READ_ONLY, timeout, segments, user, replaced)
+        else:
+            self.session = NoSession(self, access, Phase.NOT_AVAILABLE, timeout)
 
     # -- end ------------------------------------------------------------------------------
 
     async def end(self) -> None:
         """Commit what changed, hand the lock on. Call it before response headers leave.
 
+        It waits for blocks of `exclusive()` in which other tasks of the request still are, and
+        for what they commit: half of it is not to be stored, and an id that they change is to
+        leave with the headers.
+
         Raises:
             SessionError: what the handler did was not stored; the lock is released all the same.
         """
         session = self.session
-        if session._phase is Phase.READ_ONLY:
-            self._refuse_changes()
-        elif session._phase is Phase.WRITABLE:
-            try:
-                await self._store(release=True)
-            except BaseException:
-                await self.discard()
-                raise
-            session._phase = Phase.CLOSED
-            self._held_to_the_end = True
+        held_up = None if self._outer is None else self._hold_headers()
+        turns: TaskTurns | None = None
+        closing = False
+        try:
+            if self._taken or self._headers_held_by or self._finishing is not None:
+                turns = await self._take_turn(session)
+                await self._wait_for_what_is_under_way()
+            else:
+                self._taken, turns = True, self
+            if session._phase is _WRITABLE:
+                # Now, not when it is stored: what is changed while the grid is asked is told.
+                session._phase, closing = _CLOSED, True
+                asked = self._store(session, release=True)
+                if asked is not None:
+                    await asked
+            elif session._phase is _READ_ONLY:
+                self._refuse_changes(session)
+        except BaseException as error:
+            # Cancelled before it began, it may be called again; or `discard`.
+            if closing or isinstance(error, Exception):
+                await self._give_up(session, closing)
+            raise
+        finally:
+            if turns is not None:
+                self._end_turn(turns, session)
+            if held_up is not None:
+                held_up.set_result(None)
 
     async def discard(self) -> None:
         """Forget what was not committed, and hand the lock on."""
-        session = self.session
-        if session._phase is Phase.WRITABLE:
-            session._phase = Phase.CLOSED
-            session._forget_changes()
+        await self._give_up(self.session, False)
+
+    async def _give_up(self, session: Session, closing: bool) -> None:
+        if closing or session._phase is _WRITABLE:  # else another task's end is under way, or over
+            session._discard()
         await self._release()
 
-    def _refuse_changes(self) -> None:
-        delta = self.session._delta()
+    async def _take_turn(self, session: Session) -> TaskTurns:
+        """Whose turn was taken: this session's, or within the block of it that one is inside."""
+        around = blocks_around(self.root(), session)
+        turns: TaskTurns = around[0] if around else self
+        await turns.take_turn(self.lock_wait_timeout)
+        return turns
+
+    def _end_turn(self, turns: TaskTurns, session: Session) -> None:
+        turns.end_turn()
+        if turns is not self and session._phase is not _WRITABLE:
+            for block in blocks_around(self.root(), session):  # they have nothing left to guard
+                block.give_turn_back()
+
+    async def _wait_for_what_is_under_way(self) -> None:
+        while self._headers_held_by:
+            await asyncio.wait(self._headers_held_by)
+        if self._finishing is not None:
+            match await asyncio.shield(self._finishing):
+                case LockLost():
+                    raise SessionLockLost
+                case Gone():
+                    raise SessionGone
+                case None:
+                    raise GridUnavailable("whether the session was stored is not known")
+
+    @staticmethod
+    def _refuse_changes(session: Session) -> None:
+        delta = session._delta()
         if delta.changes:
             keys = ", ".join(repr(key) for key in (*delta.set, *delta.removed))
             raise SessionReadOnly(
@@ -133,27 +164,25 @@ class Visit(Turn):
                 'was stored. Give this path the access "exclusive".'
             )
 
-    async def _store(self, *, release: bool) -> None:
-        session = self.session
+    def _store(self, session: Session, *, release: bool) -> Coroutine[Any, Any, None] | None:
+        """What has to be asked of the grid; None: nothing."""
         if session._abandoned:
-            await self._remove(fenced=False)
-            return
+            return self._remove(session, fenced=False)
         delta = session._delta()
         if not self._stored:
             if delta.set or session._user is not None:
-                await self._create(delta, release=release)
-            return
+                return self._create(session, delta, release=release)
+            return None
         segments = session._segments_with(delta) if delta.changes else session._segments
         if release and not segments and session._user is None:  # Starlette's logout
-            await self._remove(fenced=True)
-        elif delta.changes or session._has_new_terms or self._unsure:
-            await self._commit(segments, delta, release=release)
-        elif release:
-            await self._release()
+            return self._remove(session, fenced=True)
+        if delta.changes or self._unsure or session._has_new_terms:
+            return self._commit(session, segments, delta.changes, release)
+        return self._release() if release else None
 
-    async def _create(self, delta: Delta, *, release: bool) -> None:
+    async def _create(self, session: Session, delta: Delta, *, release: bool) -> None:
         self.check_id_may_change()
-        session, provider = self.session, self._provider
+        provider = self._provider
         segments = session._segments_with(delta)
         new = NewRecord(
             commit_token=commit_token(),
@@ -166,10 +195,13 @@ class Visit(Turn):
         self._identity = identity = parse_id(self._own_id())
         assert identity is not None
         new.secret = identity.secret
+        claim = None
         if not release:
-            self._claim = Claim(lock_token(), self._holder, provider.lease, provider.queue_limit)
+            claim = Claim(lock_token(), self._holder, provider.lease, provider.queue_limit)
+            self._claim = claim
+        session._regenerate = False  # its id is new; what is asked for from now on is another one
         try:
-            outcome = await self._grid.create(identity.key, new, self._claim)
+            outcome = await self._grid.create(identity.key, new, claim)
         except BaseException:
             # Whether it was written is unknown. Nobody has been given its id: it expires unused.
             self.leave()
@@ -177,97 +209,103 @@ class Visit(Turn):
             raise
         if isinstance(outcome, Exists):
             raise SessionError(f"A new session's key {name_of(identity.key)} was taken already.")
-        if not release:
+        if claim is not None:
+            if self._claim is not claim:  # the request was given up meanwhile
+                self._work.withdraw(identity.key, claim.token)
+                raise SessionClosed
             self._hold()
         self._stored = True
         self.cookie = Cookie.SET
-        session._committed(segments, session._user)
-        session._regenerate = False
+        self._held_to_the_end = release
+        session._committed(segments, new.user, new.timeout)
 
-    async def _commit(self, segments: dict[str, bytes], delta: Delta, *, release: bool) -> None:
-        identity, claim, session = self._identity, self._claim, self.session
+    async def _commit(
+        self, session: Session, segments: dict[str, bytes], changed: bool, release: bool
+    ) -> None:
+        identity, claim = self._identity, self._claim
         assert identity is not None
         assert claim is not None
         key = identity.key
         # A new id waits for the response that carries it: save() stores what is not tied to it.
         user = session._user if release else session._stored_user
-        user_changed = user != session._stored_user
-        if user_changed:
-            self.check_id_may_change()
-            if session._replaced:
-                raise SessionReplaced
-        writes = delta.changes or self._unsure
         change = Change(
             commit_token(),
-            payload.join(segments, self._provider.max_payload_bytes) if writes else None,
+            payload.join(segments, self._provider.max_payload_bytes)
+            if changed or self._unsure
+            else None,
             session._timeout,
             user,
         )
-        rotated = b""
-        if user_changed or (release and session._regenerate):
-            rotated = rotated_id(identity.handle, os.urandom(SECRET_BYTES)).encode()
-            identity = parse_id(rotated)
-            assert identity is not None
-            change.rotation = Rotation(identity.secret, user_changed)
+        rotated = None
+        if user != session._stored_user or (release and session._regenerate):
+            rotated = self._rotate(session, identity, change)
         token = self._let_go() if release else claim.token
         self._unsure = True
         try:
             outcome = await self._grid.commit(key, token, change, release=release)
         except asyncio.CancelledError:
-            if release:  # a response was made, so its commit stands; repeating it is harmless
-                self._work.finish_commit(key, token, change)
+            if release:  # the work was done, so its commit stands; repeating it is harmless
+                self._finishing = self._work.finish_commit(key, token, change)
+                if rotated is not None:
+                    self._finishing.add_done_callback(partial(self._known_if_done, rotated))
+                    self.root()._wait_with_headers_for(self._finishing)
             raise
         except BaseException:
             if release:
                 self._work.withdraw(key, token)
             raise
+        self._unsure = False
         if type(outcome) is not Committed:
             raise (SessionLockLost if type(outcome) is LockLost else SessionGone)
-        self._unsure = False
-        session._committed(segments, user)
+        session._committed(segments, user, change.timeout)
         if release:
+            self._held_to_the_end = True
             session._regenerate = False
-        if rotated:
-            self._identity = identity
-            self._id = rotated
-            self.cookie = Cookie.SET
+        if rotated is not None:
+            self._be_known_as(rotated)
 
-    async def _remove(self, *, fenced: bool) -> None:
+    def _rotate(
+        self, session: Session, identity: Identity, change: Change
+    ) -> tuple[bytes, Identity]:
+        """Let a change replace the secret; the new id."""
+        self.check_id_may_change()
+        user_changed = change.user != session._stored_user
+        if user_changed and session._replaced:
+            raise SessionReplaced
+        rotated = rotated_id(identity.handle, os.urandom(SECRET_BYTES)).encode()
+        identity_then = parse_id(rotated)
+        assert identity_then is not None
+        change.rotation = Rotation(identity_then.secret, user_changed)
+        return rotated, identity_then
+
+    async def _remove(self, session: Session, *, fenced: bool) -> None:
         if self._stored:
             assert self._identity is not None
             key, token = self._identity.key, self._let_go() if self._claim is not None else b""
             try:
                 outcome = await self._grid.remove(key, token if fenced else None)
-            except asyncio.CancelledError:  # as a commit's: a response was made, so it stands
-                self._work.finish_removal(key, token, fenced=fenced)
+            except asyncio.CancelledError:  # as a commit's
+                self._finishing = self._work.finish_removal(key, token, fenced=fenced)
+                self._finishing.add_done_callback(partial(self._known_if_done, None))
+                self.root()._wait_with_headers_for(self._finishing)
                 raise
             except BaseException:
                 self._work.withdraw(key, token)
                 raise
             if isinstance(outcome, LockLost):
                 raise SessionLockLost
-            self._stored = False
-            self.cookie = Cookie.REMOVE
+            self._be_known_as(None)
         self._forget_id()
-        self.session._phase = Phase.CLOSED
+        session._load({}, None, session._stored_timeout, is_new=True, replaced=False)
+        session._phase = _CLOSED
+
+    def _known_if_done(
+        self, known: tuple[bytes, Identity] | None, finishing: asyncio.Task[Any]
+    ) -> None:
+        if not finishing.cancelled() and isinstance(finishing.result(), Committed | Removed):
+            self._be_known_as(known)
 
     # -- what a Session's members call ----------------------------------------------------
-
-    @property
-    def session_id(self) -> str:
-        return self._own_id().decode("ascii")
-
-    @property
-    def session_key(self) -> bytes:
-        identity = self._identity or parse_id(self._own_id())
-        assert identity is not None
-        return identity.key
-
-    def _own_id(self) -> bytes:
-        """The id that the cookie carries, or is to carry; made when it is first asked for."""
-        if self._id is None:
-            self._id = new_id(os.urandom(ID_BYTES)).encode()
-        return self._id
 
     def let_session_go(self) -> None:
         """Forget the session, which knows this visit: while both know each other, what they hold
@@ -275,142 +313,77 @@ class Visit(Turn):
         """
         del self.session
 
-    def cookie_to_send(self, *, rolling: bool) -> Cookie:
-        """What the response's headers say of the cookie.
-
-        A request that came with a replaced id is never answered with one: the browser has the
-        new cookie already, and who holds only the old one must not be given it. So the same
-        cookie is sent again (`rolling`) only by who held the lock until now: else another may
-        have replaced the id meanwhile.
-        """
-        if self.session._replaced:
-            return Cookie.KEEP
-        rolls = rolling and self._held_to_the_end and self._stored and self.session.accessed
-        return Cookie.SET if rolls and self.cookie is Cookie.KEEP else self.cookie
-
-    def check_id_may_change(self) -> None:
-        if not self.cookie_can_be_sent:
-            raise SessionClosed(
-                "The response's headers have left: its cookie can carry no new session id any "
-                "more. Change the user or the id, or store something in a new session, before."
-            )
-
     async def save(self, session: Session) -> None:
         self.session = session
-        await self._store(release=False)
+        held_up = None if self._outer is None else self._hold_headers()
+        try:
+            turns = await self._take_turn(session)
+            try:
+                session._write()  # it may have been committed and unlocked meanwhile
+                asked = self._store(session, release=False)
+                if asked is not None:
+                    await asked
+            finally:
+                self._end_turn(turns, session)
+        finally:
+            if held_up is not None:
+                held_up.set_result(None)
 
     async def release(self, session: Session) -> None:
         self.session = session
-        if session._phase is Phase.WRITABLE:
+        if session._phase is not _READ_ONLY:
             await self.end()
             self._held_to_the_end = False
 
-    @asynccontextmanager
-    async def exclusive(self, session: Session) -> AsyncIterator[Session]:
-        for block in _open_blocks.get():
-            if block.visit is self and block.is_open:  # within it, or in a task that it started
-                inside = block.session
-                if not inside.is_read_only:
-                    yield inside
-                    return
-                if inside is not session:  # which has released its lock meanwhile
-                    async with inside.exclusive() as again:
-                        yield again
-                    return
-        if session._phase is Phase.WRITABLE:
-            async with self._own_block(session):
-                yield session
-        else:
-            async with self._fresh_block(session) as fresh:
-                yield fresh
+    @property
+    def lock_wait_timeout(self) -> float:
+        """Seconds for which its tasks wait for their turn, as requests do for the lock."""
+        return self._provider.lock_wait_timeout
 
-    @asynccontextmanager
-    async def _own_block(self, session: Session) -> AsyncIterator[None]:
-        """Under the request's own lock, whose tasks take turns."""
-        if self._turns is None:
-            self._turns = asyncio.Lock()
-        try:
-            async with asyncio.timeout(self._provider.lock_wait_timeout):
-                await self._turns.acquire()
-        except TimeoutError:
-            raise SessionLockTimeout(
-                "Another task of this request is inside `session.exclusive()`; gave up after "
-                f"{self._provider.lock_wait_timeout:.1f} s."
-            ) from None
-        try:
-            if session._phase is not Phase.WRITABLE:
-                raise SessionClosed
-            with _Block(self, session):
-                yield
-            if session.is_read_only and session._delta().changes:
-                raise SessionClosed(
-                    "The session was committed and unlocked inside this block of "
-                    "`session.exclusive()`; what was changed since is not stored."
+    def exclusive(self, session: Session) -> AbstractAsyncContextManager[Session]:
+        return exclusive(self, session)
+
+    async def visit_of_its_own(self) -> Visit:
+        """For a block of `exclusive()` that this one's lock is not there for.
+
+        Raises: as `begin`, and
+            SessionClosed: nothing is stored of this session.
+            SessionGone: it has ended.
+        """
+        while True:
+            if not self._stored:
+                raise SessionClosed("Nothing is stored of this session; there is nothing to lock.")
+            asked_with = self._id
+            visit = Visit(self._provider, asked_with, Use(_EXCLUSIVE), self._holder)
+            visit._outer = self
+            try:
+                await visit.begin()
+                if visit._stored:
+                    return visit
+                raise SessionGone(
+                    "The session ended, expired, or was given a new id meanwhile; there is "
+                    "nothing to lock."
                 )
-        finally:
-            self._turns.release()
+            except (SessionGone, SessionReplaced):
+                if self._id == asked_with:
+                    raise
+                # Another block of this request has given it a new id meanwhile.
 
-    @asynccontextmanager
-    async def _fresh_block(self, session: Session) -> AsyncIterator[Session]:
-        """Under a lock of its own, with a session of its own: nothing else can be in its way."""
-        if not self._stored:
-            raise SessionClosed("Nothing is stored of this session, so there is nothing to lock.")
-        visit = Visit(self._provider, self._id, Use(Access.EXCLUSIVE), self._holder)
-        visit.cookie_can_be_sent = self.cookie_can_be_sent
-        await visit.begin()
-        fresh = visit.session
-        if not visit._stored:
-            raise SessionGone(
-                "The session ended, expired, or was given a new id meanwhile; there is nothing "
-                "to lock."
-            )
-        try:
-            with _Block(self, fresh):
-                yield fresh
-        except BaseException:
-            await visit.discard()
-            raise
-        else:
-            await visit.end()
-            self._adopt(visit, session)
-        finally:
-            visit.let_session_go()
-
-    def _adopt(self, visit: Visit, session: Session) -> None:
+    def adopt(self, visit: Visit, session: Session) -> None:
         """What a block has stored is what this request has from now on."""
-        self._id, self._identity, self._stored = visit._id, visit._identity, visit._stored
-        if visit.cookie is not Cookie.KEEP:
-            self.cookie = visit.cookie
-        stored = visit.session
+        block = visit.session
+        if not visit._stored:
+            session._load({}, None, session._stored_timeout, is_new=True, replaced=False)
+            return
+        # Another block may have replaced the id meanwhile; then this one's is the old one.
+        replaced = block._replaced if visit._id == self._id else session._replaced
         with suppress(SessionError):
             if session._delta().changes:
                 return  # made where nothing is stored: whoever reports it is still to find it
             session._load(
-                stored._segments,
-                stored._stored_user,
-                stored._stored_timeout,
-                is_new=not visit._stored,
-                replaced=stored._replaced,
+                block._segments,
+                block._stored_user,
+                block._stored_timeout,
+                is_new=False,
+                replaced=replaced,
             )
-
-
-class _Block:
-    """An open `session.exclusive()`, known to the code within it and to the tasks it starts."""
-
-    __slots__ = ("_before", "is_open", "session", "visit")
-
-    def __init__(self, visit: Visit, session: Session) -> None:
-        self.visit = visit
-        self.session = session
-        self.is_open = True
-
-    def __enter__(self) -> None:
-        self._before = _open_blocks.get()
-        _open_blocks.set((*self._before, self))
-
-    def __exit__(self, *_: object) -> None:
-        self.is_open = False
-        _open_blocks.set(self._before)
-
-
-_open_blocks: ContextVar[tuple[_Block, ...]] = ContextVar("gridsession_open_blocks", default=())

@@ -10,8 +10,8 @@ import asyncio
 import os
 import platform
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from functools import lru_cache
+from collections.abc import Iterable
+from functools import lru_cache, partial
 from typing import Any, Unpack
 
 from gridsession.errors import (
@@ -26,21 +26,19 @@ from gridsession.errors import (
 from gridsession.grids.contract import Busy
 from gridsession.identity import CookieReader, CookieWriter
 from gridsession.provider import SessionProvider
+from gridsession.provider.bearer import Cookie
 from gridsession.provider.log import log
-from gridsession.provider.visit import Cookie, Visit
+from gridsession.provider.visit import Visit
 from gridsession.session import Session
 from gridsession.settings import Access, SessionOptions, SessionSettings, Use
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+from gridsession.web.replay import Replay
+from gridsession.web.types import ASGIApp, Message, Receive, Scope, Send
 
 _KEPT_HOLDERS = 512
 _HOST = platform.node().partition(".")[0] or "localhost"
 _SEGMENT = re.compile(r"[A-Za-z0-9._~-]{1,32}")
-_REPLAYED_BYTES = 64 * 1024  # of a request's body, kept for a handler that waits for its lock
+# Looked at in each request, and an Enum's members are slow to find.
+_NONE, _KEEP, _SET, _REMOVE = Access.NONE, Cookie.KEEP, Cookie.SET, Cookie.REMOVE
 # What the same request may meet again a moment later with better luck, and how much later.
 _RETRY_AFTER: dict[type[SessionError], int] = {
     GridUnavailable: 1,
@@ -109,16 +107,6 @@ class SessionMiddleware:
         self._rules = settings.access_rules()
         self._rolling = settings.rolling and settings.max_age is not None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            await self._http(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await self._websocket(scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await self._lifespan(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
-
     # -- start and stop -------------------------------------------------------------------
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -133,7 +121,7 @@ class SessionMiddleware:
                 await self.provider.close()
             await send(message)
 
-        await self.app(scope, _Replay([first], receive), send_and_close)
+        await self.app(scope, Replay([first], receive), send_and_close)
 
     async def _start(self) -> SessionError | None:
         """Open the provider. What is returned keeps the server from starting."""
@@ -157,10 +145,18 @@ class SessionMiddleware:
 
     # -- requests -------------------------------------------------------------------------
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "websocket":
+                await self._websocket(scope, receive, send)
+            elif scope["type"] == "lifespan":
+                await self._lifespan(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
+            return
         try:
             visit = self._visit(scope)
-            if not self.provider.is_started and visit.use.access is not Access.NONE:
+            if not self.provider.is_started and visit.use.access is not _NONE:
                 await self.provider.start()
             busy = await visit.ask()
             if busy is not None:
@@ -180,8 +176,9 @@ class SessionMiddleware:
                 raise
             # It comes of what we told the application: that nobody listens any more.
         finally:
-            if isinstance(receive, _Replay):
+            if isinstance(receive, Replay):
                 receive.drop()
+            visit.cookie_can_be_sent = False
             try:
                 if not exchange.started:
                     await visit.discard()
@@ -199,22 +196,23 @@ class SessionMiddleware:
         if root and f"{path}/".startswith(root := root.rstrip("/") + "/"):
             path = path[len(root) - 1 :] or "/"
         use = self._rules.use_of(method, path)
-        if use.access is Access.EXCLUSIVE and not lock:
+        access = use.access
+        if not lock and access is Access.EXCLUSIVE:
             use = Use(Access.READ_ONLY)
         session_id = None
-        if use.access is not Access.NONE and (values := self._reader.values(scope["headers"])):
+        if access is not _NONE and (values := self._reader.values(scope["headers"])):
             if len(values) == 1:
                 session_id = values[0]
             else:  # which one is meant can't be known: a neighbouring domain may have planted one
                 name, times = self._reader.name, len(values)
                 log.warning("the cookie %s came %d times; none counts", name, times)
-        first = path.partition("/")[2].partition("/")[0]
+        first = (path + "/").split("/", 2)[1]
         return Visit(self.provider, session_id, use, _holder(method, first))
 
     async def _wait_turn(self, visit: Visit, busy: Busy, receive: Receive) -> Receive | None:
         """Wait for the lock, or until the client is gone: then None. What came is replayed."""
         turn = asyncio.ensure_future(visit.wait(busy))
-        replay = _Replay([], receive)
+        replay = Replay([], receive)
         try:
             try:
                 while not turn.done():
@@ -254,13 +252,17 @@ class SessionMiddleware:
 
     # -- answers of our own ---------------------------------------------------------------
 
-    def with_cookie(self, message: Message, visit: Visit) -> Message:
+    def with_cookie(self, message: Message, visit: Visit, session: Session) -> Message:
         """A response's start, with what the session has to say in its headers."""
-        cookie = visit.cookie_to_send(rolling=self._rolling)
-        headers = _varying_by_cookie(message.get("headers", ()))
-        if cookie is Cookie.SET:
+        cookie = visit.cookie_to_send(session, rolling=self._rolling)
+        headers = list(message.get("headers", ()))
+        if b"vary" in b"\n".join(dict(headers)).lower():
+            headers = _varying_by_cookie(headers)
+        else:
+            headers.append((b"vary", b"Cookie"))
+        if cookie is _SET:
             headers.append((b"set-cookie", self._writer.set(visit.session_id)))
-        elif cookie is Cookie.REMOVE:
+        elif cookie is _REMOVE:
             headers.append((b"set-cookie", self._writer.remove()))
         return {**message, "headers": headers}
 
@@ -288,10 +290,6 @@ class SessionMiddleware:
 
 def _varying_by_cookie(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """The headers with `Cookie` among what the response varies by, and everything else kept."""
-    headers = list(headers)
-    if b"vary" not in b"\n".join(dict(headers)).lower():  # as a rule, and quick to find out
-        headers.append((b"vary", b"Cookie"))
-        return headers
     kept: list[tuple[bytes, bytes]] = []
     vary = b""
     for header in headers:
@@ -323,9 +321,11 @@ class _Exchange:
 
     def has_told(self, error: BaseException | None) -> bool:
         """Whether an exception is, or comes of, the one that we raised into the application."""
-        while error is not None and error is not self.failed:
-            error = error.__cause__ or error.__context__
-        return error is not None
+        if isinstance(error, BaseExceptionGroup):
+            return all(map(self.has_told, error.exceptions))
+        return error is not None and (
+            error is self.failed or self.has_told(error.__cause__ or error.__context__)
+        )
 
     async def receive(self) -> Message:
         if self.failed:
@@ -338,19 +338,31 @@ class _Exchange:
         if message["type"] == "http.response.start" and not self.started:
             self.started = True
             visit = self._visit
+            session = visit.session  # the visit's is let go when the application returns
             try:
                 await visit.end()
             except Exception as error:
                 # Not raised into the application: a handler of its own might answer 200 to it.
                 self.failed = OSError("the response was replaced: its session was not stored")
                 log.error("a request's session was not stored: %s", error, exc_info=error)
-                await _answer(self._send, 500, b"Internal Server Error\n")
+                await _answer(partial(self._send_failure, session), 500, b"Internal Server Error\n")
                 return
+            except BaseException:
+                self.started = False  # cancelled; if the application answers after all, so do we
+                raise
             visit.cookie_can_be_sent = False
-            if visit.session.accessed or visit.cookie is not Cookie.KEEP:
-                message = self._middleware.with_cookie(message, visit)
+            if session.accessed or visit.cookie is not _KEEP:
+                message = self._middleware.with_cookie(message, visit, session)
         elif message.get("more_body"):
             self.streamed = True
+        await self._send(message)
+
+    async def _send_failure(self, session: Session, message: Message) -> None:
+        """With the cookie that what was committed before the failure made necessary."""
+        visit = self._visit
+        visit.cookie_can_be_sent = False
+        if message["type"] == "http.response.start" and visit.cookie is not _KEEP:
+            message = self._middleware.with_cookie(message, visit, session)
         await self._send(message)
 
 
@@ -369,51 +381,6 @@ def _report_late_changes(session: Session) -> None:
             session.key,
             keys,
         )
-
-
-class _Replay:
-    """A `receive` that can run ahead of the application, and gives it first what came meanwhile.
-
-    A receiving that is under way is handed over, never cancelled: a `receive` that wraps another
-    (Starlette's BaseHTTPMiddleware makes such) may not survive that.
-    """
-
-    __slots__ = ("_came", "_kept", "_pending", "_receive")
-
-    def __init__(self, came: list[Message], receive: Receive) -> None:
-        self._came = came
-        self._kept = 0
-        self._pending: asyncio.Future[Message] | None = None
-        self._receive = receive
-
-    def ahead(self) -> list[asyncio.Future[Message]]:
-        """The receiving that is under way; none where enough is kept already."""
-        if self._pending is None and self._kept <= _REPLAYED_BYTES:
-            self._pending = asyncio.ensure_future(self._receive())
-        return [] if self._pending is None else [self._pending]
-
-    def client_has_left(self) -> bool:
-        """Keep what has come, if something has; whether it says so."""
-        if self._pending is None or not self._pending.done():
-            return False
-        message = self._pending.result()
-        self._pending = None
-        self._came.append(message)
-        self._kept += len(message.get("body", b""))
-        return bool(message["type"] == "http.disconnect")
-
-    def drop(self) -> None:
-        """Nobody will ask any more."""
-        if self._pending is not None:
-            self._pending.cancel()
-
-    async def __call__(self) -> Message:
-        if self._came:
-            return self._came.pop(0)
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            return await pending
-        return await self._receive()
 
 
 async def _answer(send: Send, status: int, body: bytes, retry_after: int | None = None) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from contextvars import Context
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -120,7 +121,8 @@ class SocketBells(Bells):
                 f"no socket can be made for those who wait for a session: {error.strerror}"
             ) from error
         mailbox = _Mailbox(loop, inbox, name)
-        loop.add_reader(inbox.fileno(), self._drain, inbox)
+        # A context of its own: the request's that waits first would be kept for ever.
+        Context().run(loop.add_reader, inbox.fileno(), self._drain, inbox)
         return mailbox
 
     def _path(self, name: str) -> str:

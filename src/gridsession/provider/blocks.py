@@ -1,0 +1,192 @@
+"""TaskTurns among the tasks of one request, and the open blocks of `session.exclusive()`.
+
+The lock in the grid sets requests apart, not the tasks that a request starts. What must not be
+mixed among those is done in a turn: a block of `exclusive()`, a `save()`, the request's end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Self
+
+from gridsession.errors import SessionClosed, SessionLockTimeout
+from gridsession.session import Phase, Session
+
+if TYPE_CHECKING:
+    from gridsession.provider.bearer import Bearer
+    from gridsession.provider.visit import Visit
+
+
+class TaskTurns:
+    """One after the other, in the order of their coming. Costs nothing while nobody waits."""
+
+    _taken = False
+    _waiting: deque[asyncio.Future[None]] | None = None
+
+    async def take_turn(self, timeout: float) -> None:
+        """Wait until it is free, and take it; call `end_turn` afterwards.
+
+        Raises:
+            SessionLockTimeout: it was not free for `timeout` seconds.
+        """
+        if not self._taken:
+            self._taken = True
+            return
+        if self._waiting is None:
+            self._waiting = deque()
+        mine = asyncio.get_running_loop().create_future()
+        self._waiting.append(mine)
+        try:
+            async with asyncio.timeout(timeout):
+                await mine
+        except BaseException as error:
+            if mine.done() and not mine.cancelled():  # it was given to us in the same moment
+                self.end_turn()
+            if isinstance(error, TimeoutError):
+                raise SessionLockTimeout(
+                    "Another task of this request is inside `session.exclusive()`; gave up after "
+                    f"{timeout:.1f} s."
+                ) from None
+            raise
+
+    def end_turn(self) -> None:
+        """Let the next one have it."""
+        while self._waiting:
+            following = self._waiting.popleft()
+            if not following.done():  # not cancelled
+                following.set_result(None)
+                return
+        self._taken = False
+
+
+class Block(TaskTurns):
+    """An open `session.exclusive()`, known to the code within it and to the tasks it starts.
+
+    Its own turns are for what is done within it: blocks of those tasks, and `save` or `release`.
+
+    Args:
+        root: the visit of the request.
+        session: what is used in the block.
+        turns: what it is a turn of, already taken; given back when the block ends, or when its
+            session's lock is given back within it.
+
+    Attributes:
+        task: which entered it, and goes in and out freely.
+    """
+
+    def __init__(self, root: Bearer, session: Session, turns: TaskTurns) -> None:
+        self.root = root
+        self.session = session
+        self.task = asyncio.current_task()
+        self.is_open = True
+        self._turns: TaskTurns | None = turns
+
+    def __enter__(self) -> Self:
+        _open_blocks.set((*_open_blocks.get(), self))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.is_open = False
+        _open_blocks.set(tuple(block for block in _open_blocks.get() if block.is_open))
+        if not self._taken:
+            self.give_turn_back()
+
+    def end_turn(self) -> None:
+        super().end_turn()
+        if not self.is_open and not self._taken:  # left by an exception, with a block within it
+            self.give_turn_back()
+
+    def give_turn_back(self) -> None:
+        """Let others have it; a second call does nothing."""
+        turns, self._turns = self._turns, None
+        if turns is not None:
+            turns.end_turn()
+
+    async def end(self, timeout: float) -> None:
+        """Call it before leaving, unless by an exception.
+
+        Raises:
+            SessionLockTimeout: a task is still inside a block within this one.
+            SessionClosed: what was done in it is not stored: its request was given up meanwhile,
+                or the session's lock was given back before.
+        """
+        if self._taken:
+            await self.take_turn(timeout)
+            self.end_turn()
+        if self.session._phase is Phase.DISCARDED:
+            raise SessionClosed(
+                "The request was given up while this block of `session.exclusive()` was open; "
+                "what was done in it is not stored."
+            )
+        if self.session.is_read_only and self.session._delta().changes:
+            raise SessionClosed(
+                "The session's lock was given back inside this block of `session.exclusive()`; "
+                "what was changed since is not stored."
+            )
+
+
+@asynccontextmanager
+async def exclusive(visit: Visit, session: Session) -> AsyncIterator[Session]:
+    """`session.exclusive()`, for a session of this visit.
+
+    Inside a block already: that block, or a turn in it for a task that was started there. Under
+    the request's own lock: a turn there. Anywhere else: a visit, a session and a lock of its own,
+    so that nothing can be in its way.
+    """
+    root, timeout = visit.root(), visit.lock_wait_timeout
+    while blocks := blocks_around(root):
+        around = blocks[0]
+        if around.task is asyncio.current_task():
+            yield around.session
+            return
+        await around.take_turn(timeout)
+        if around.is_open and around.session._phase is Phase.WRITABLE:
+            with Block(root, around.session, around) as block:
+                yield around.session
+                await block.end(timeout)
+            return
+        around.end_turn()
+    await visit.take_turn(timeout)
+    if session._phase is Phase.WRITABLE:
+        with Block(root, session, visit) as block:
+            yield session
+            await block.end(timeout)
+        return
+    visit.end_turn()
+    own = await visit.visit_of_its_own()
+    fresh = own.session
+    try:
+        async with exclusive(own, fresh):
+            yield fresh
+        await own.end()
+    except BaseException:
+        await own.discard()
+        raise
+    finally:
+        visit.adopt(own, session)
+        own.let_session_go()
+
+
+def blocks_around(root: Bearer, session: Session | None = None) -> list[Block]:
+    """The open blocks that the running code is in, the innermost first.
+
+    Args:
+        root: of which request.
+        session: of which session of it; None: of any that can still be written in.
+    """
+    return [
+        block
+        for block in reversed(_open_blocks.get())
+        if block.root is root
+        and block.is_open
+        and (
+            block.session._phase is Phase.WRITABLE if session is None else block.session is session
+        )
+    ]
+
+
+_open_blocks: ContextVar[tuple[Block, ...]] = ContextVar("gridsession_open_blocks", default=())
