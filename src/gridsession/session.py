@@ -73,7 +73,7 @@ class Session(dict[str, Any]):
 
     Attributes:
         accessed: something was read or written (Starlette's name).
-        modified: something was assigned or removed (Starlette's name; nested changes do not set it).
+        modified: something was assigned or removed (Starlette's name; not by nested changes).
         waited: seconds that this request waited for the session's lock.
     """
 
