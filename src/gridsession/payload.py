@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from ormsgpack import Ext, packb, unpackb
@@ -71,6 +72,7 @@ __all__ = ["MAX_NESTING", "decode", "encode", "is_immutable", "join", "register_
 FORMAT_VERSION: Final = 1
 _HEADER: Final = bytes((FORMAT_VERSION, 0))
 _JUST_BYTES: Final = {bytes}
+_SMALL, _KEPT = 4096, 512  # bytes, payloads: 4 MiB at most, their segments included
 _WHOLE_BELOW = 16 * 1024  # bytes; packb grows its buffer in steps: 60 µs for 100 KiB, parts 13
 
 # ormsgpack drops what a hook or default raised; what must not be lost waits here until it returns.
@@ -88,9 +90,16 @@ def _take_raised() -> BaseException | None:
 def split(payload: bytes) -> dict[str, bytes]:
     """The segments of a stored session, by key and in its order; no value is decoded.
 
+    The dict is shared with whoever asks for the same bytes again (a browser's next request, as a
+    rule): do not change it.
+
     Raises SessionFormatError for bytes that do not begin with one payload of this format. What
     follows its end is not looked at: finding it would take half as long again as all the rest.
     """
+    return _split_small(payload) if len(payload) <= _SMALL else _split(payload)
+
+
+def _split(payload: bytes) -> dict[str, bytes]:
     if payload[:2] != _HEADER:
         raise SessionFormatError(_header_trouble(payload))
     try:
@@ -102,6 +111,9 @@ def split(payload: bytes) -> dict[str, bytes]:
     if segments and set(map(type, segments.values())) != _JUST_BYTES:
         raise SessionFormatError("a stored session cannot be read: a segment is not bin")
     return segments
+
+
+_split_small = lru_cache(_KEPT)(_split)
 
 
 def join(segments: Mapping[str, bytes], max_bytes: int) -> bytes:

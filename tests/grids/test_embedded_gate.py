@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import random
 import re
@@ -148,6 +149,63 @@ def test_processes_exclude_one_another(tmp_path: Path) -> None:
     second.leave()
     first.close()
     second.close()
+
+
+def test_a_process_that_is_alone_locks_nothing_until_another_joins(tmp_path: Path) -> None:
+    first = Gate(tmp_path / "gate", 0.01, alone=True)
+    assert first.try_enter()
+    with open(tmp_path / "gate", "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody has it
+    second, third = Gate(tmp_path / "gate", 0.01), Gate(tmp_path / "gate", 0.01)
+    for joined in (second, third):
+        assert not joined.try_enter()
+    with pytest.raises(GridUnavailable, match=f"process {os.getpid()}"):
+        third.enter_blocking()
+    first.leave()
+    for one, other in ((third, first), (first, second), (second, third)):
+        assert one.try_enter()
+        assert not other.try_enter()
+        with open(tmp_path / "gate", "rb") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        one.leave()
+    for gate in (first, second, third):
+        gate.close()
+
+
+def test_who_was_alone_sees_at_its_next_entering_that_another_joined(tmp_path: Path) -> None:
+    first = Gate(tmp_path / "gate", 0.01, alone=True)
+    second = Gate(tmp_path / "gate", 0.01)
+    assert first.try_enter()
+    assert not second.try_enter()
+    first.leave()
+    first.close()
+    again = Gate(tmp_path / "gate", 0.01)
+    assert second.try_enter()
+    assert not again.try_enter()
+    second.leave()
+    second.close()
+    alone = Gate(tmp_path / "gate", 0.01, alone=True)
+    assert alone.try_enter()
+    alone.leave()
+    alone.close()
+    again.close()
+
+
+def test_what_died_inside_while_it_was_alone_is_in_nobodys_way(folder: Path) -> None:
+    async def run() -> None:
+        with Child("stop_in_write", path=folder) as other:
+            other.says("open")
+            other.tell()
+            other.is_stopped()
+            async with opened(folder, timeout=WAIT) as grid:
+                with pytest.raises(GridUnavailable, match=f"process {other.pid}"):
+                    await Visitor(grid).create(b"x")
+                other.kill()
+                there = Visitor(grid)
+                await there.create(b"y")
+                assert (await there.found()).payload == b"y"
+
+    asyncio.run(run())
 
 
 def test_a_closed_gate_is_shut_and_says_so(tmp_path: Path) -> None:

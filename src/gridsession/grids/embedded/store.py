@@ -95,7 +95,7 @@ class Store:
             try:
                 alone = try_alone(self._alone)
                 self.state = self._prepare(alone)
-                self.gate = Gate(path / "gate", timeout)
+                self.gate = Gate(path / "gate", timeout, alone=alone)
                 try:
                     self.env = self._open_env()
                 except BaseException:
