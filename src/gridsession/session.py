@@ -211,10 +211,7 @@ class Session(dict[str, Any]):
         await self._bound.save(self)
 
     async def release(self) -> None:
-        """Commit now and let the next request have the session; assignment raises from then on.
-
-        Raises: as `save`.
-        """
+        """Commit as `save`, and let the next request have the session; assignment then raises."""
         self._read()
         await self._bound.release(self)
 
@@ -222,12 +219,14 @@ class Session(dict[str, Any]):
         """`async with session.exclusive() as s:` fresh values under the lock, for this block.
 
         Commits at the block's end; an exception that leaves the block discards. In a request
-        that holds the lock already it is that lock, and nothing is committed early. Tasks of one
-        request take turns; one that a block started is inside it, and so is the consumer of a
-        generator that yields inside it: let none yield data there.
+        that holds the lock already it is that lock, and nothing is committed early. Where nothing
+        is stored yet it begins a session, whose cookie leaves with the response's start or with a
+        WebSocket's accept. Tasks of one request take turns; one that a block started is inside it,
+        and so is the consumer of a generator that yields inside it: let none yield data there.
 
         Raises:
             SessionLockTimeout, SessionQueueFull, SessionReplaced, SessionGone, GridUnavailable.
+            SessionClosed: nothing is stored, and no session can begin any more.
         """
         self._read()
         return self._bound.exclusive(self)

@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import uvloop
 
-from gridsession import GridUnavailable, SessionProvider, SessionSettings
+from gridsession import GridUnavailable, Session, SessionProvider, SessionSettings
 from gridsession.grids.contract import (
     Busy,
     Change,
@@ -236,6 +236,14 @@ async def data_of(provider: SessionProvider, session_id: str) -> dict[str, Any]:
     """What the grid has stored under an id, for whoever reads it next."""
     async with provider.open(session_id, access="read_only") as session:
         return dict(session)
+
+
+async def count(session: Session) -> None:
+    """Add one to `n`, slowly enough for others to come in between where they can."""
+    async with session.exclusive() as s:
+        n = s["n"]
+        await steps(3)
+        s["n"] = n + 1
 
 
 def identity_of(session_id: str) -> Identity:

@@ -1,14 +1,17 @@
-"""What runs beside the requests: touching and sweeping."""
+"""What runs beside the requests: touching and sweeping. It keeps nothing of them."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
+import weakref
+from contextvars import ContextVar
 
 import pytest
 
-from gridsession import GridUnavailable
+from gridsession import GridUnavailable, Session, SessionProvider, SessionSettings
 from gridsession.testing import ManualClock
 from tests.provider.harness import (
     Outage,
@@ -146,3 +149,58 @@ async def test_closing_stops_what_runs_beside_the_requests_of_other_loops(grid: 
     await asyncio.to_thread(later.wait, 10)
     thread.join()
     assert "sweep" not in grid.calls
+
+
+# -- what is left of a request --------------------------------------------------------------------
+
+
+class Held:
+    """What an application keeps in the context of a request."""
+
+    session: Session
+
+
+held_in_context: ContextVar[Held] = ContextVar("held_in_context")
+
+
+async def request(provider: SessionProvider, session_id: str | None) -> weakref.ref[Held]:
+    held = Held()
+    held_in_context.set(held)
+    async with provider.open(session_id) as held.session:
+        held.session["n"] = 1
+        await held.session.save()  # its lock is to be renewed from now on
+    return weakref.ref(held)
+
+
+async def is_gone(task: asyncio.Task[weakref.ref[Held]]) -> bool:
+    """Whether nothing is left of a request."""
+    held = await task
+    del task
+    await steps(1)  # the loop forgets the task that has ended
+    gc.collect()
+    return held() is None
+
+
+@pytest.mark.parametrize("timer", ["sweep", "renewal"])
+@in_loop
+async def test_no_timer_keeps_the_context_of_a_request(grid: Spy, timer: str) -> None:
+    """Each of them is set for the first time by a request, and for long."""
+    provider = SessionProvider(SessionSettings(sweep_interval=3600.0), grid=grid)
+    if timer == "renewal":
+        await provider.start()
+    assert await is_gone(asyncio.create_task(request(provider, None)))
+    await provider.close()
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@in_loop
+async def test_no_bell_keeps_the_context_of_the_request_that_waited_first(
+    grid: Spy, loop: str
+) -> None:
+    """A grid may have to make something to be rung by, for all who wait from then on."""
+    async with provider_on(grid) as provider:
+        session_id = await stored(provider, n=0)
+        async with provider.open(session_id):
+            waiting = [asyncio.create_task(request(provider, session_id))]
+            await until(lambda: "wait" in grid.calls)
+        assert await is_gone(waiting.pop())

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gridsession.errors import SessionClosed
 from gridsession.identity import ID_BYTES, Identity, new_id, parse_id
 from gridsession.session import Session
+
+if TYPE_CHECKING:
+    from gridsession.provider.blocks import TaskTurns
 
 
 class Cookie(Enum):
@@ -28,7 +31,8 @@ class Bearer:
 
     Attributes:
         cookie: what is to become of the browser's cookie.
-        cookie_can_be_sent: the response's headers have not left yet, or there are none.
+        cookie_can_be_sent: the headers, a response's or those of a WebSocket's accept, have not
+            left yet, or there are none.
     """
 
     # Defaults on the class: most visits change none of them.
@@ -40,6 +44,8 @@ class Bearer:
     _held_to_the_end = False  # the lock, until the response's headers leave
     _headers_held_by: frozenset[asyncio.Future[Any]] = frozenset()
     _outer: Bearer | None = None  # of whose `exclusive()` this is a block
+    _beginnings: TaskTurns | None = None  # of blocks that begin a session; else each began its own
+    _turn_to_begin: TaskTurns | None = None  # which this one, such a block, has
 
     def root(self) -> Bearer:
         """The request's own: this one, or the one that it is a block of."""
@@ -81,9 +87,32 @@ class Bearer:
     def check_id_may_change(self) -> None:
         if not self.root().cookie_can_be_sent:
             raise SessionClosed(
-                "The response's headers have left: its cookie can carry no new session id any "
-                "more. Change the user or the id, or store something in a new session, before."
+                "The headers have left, with the response's start or the WebSocket's accept: no "
+                "cookie can carry a new session id any more. Change the user or the id, or store "
+                "something in a new session, before."
             )
+
+    def _check_may_begin(self) -> None:
+        """For a block of `exclusive()`, of whose session nothing is stored."""
+        root = self.root()
+        if root.cookie is _REMOVE:
+            raise SessionClosed(
+                "Nothing is stored of this session any more, since this request has ended it; "
+                "there is nothing to lock."
+            )
+        if not root._stored and not root.cookie_can_be_sent:
+            raise SessionClosed(
+                "Nothing is stored of this session, so there is nothing to lock; and a new one "
+                "cannot begin, since the headers that could carry its cookie have left. Store "
+                "something before: ahead of the response's start or, at a WebSocket, in "
+                "`session.exclusive()` ahead of accept."
+            )
+
+    def _end_beginning(self) -> None:
+        """Let the next one find out whether this block has begun a session."""
+        turns, self._turn_to_begin = self._turn_to_begin, None
+        if turns is not None:
+            turns.end_turn()
 
     def _be_known_as(self, known: tuple[bytes, Identity] | None) -> None:
         """Have another id from now on, here and in the request that this is a block of; or none."""
@@ -97,6 +126,13 @@ class Bearer:
     def _forget_id(self) -> None:
         self._identity = None
         self._id = None
+
+    def _forget_new_id(self) -> None:
+        """The same for an id that nothing is stored under, here and as `_be_known_as`."""
+        bearer: Bearer | None = self
+        while bearer is not None:
+            bearer._forget_id()
+            bearer = bearer._outer
 
     # -- headers that wait --------------------------------------------------------------------
 

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from gridsession.provider.visit import Visit
 
 
+_GIVEN_UP = (
+    "The request was given up while this block of `session.exclusive()` was open; "
+    "what was done in it is not stored."
+)
+
+
 class TaskTurns:
     """One after the other, in the order of their coming. Costs nothing while nobody waits."""
 
@@ -49,7 +55,8 @@ class TaskTurns:
             if isinstance(error, TimeoutError):
                 raise SessionLockTimeout(
                     "Another task of this request is inside `session.exclusive()`; gave up after "
-                    f"{timeout:.1f} s."
+                    f"{timeout:.1f} s. (A FastAPI dependency that yields inside it, under a "
+                    'middleware that runs the application in a task, needs scope="function".)'
                 ) from None
             raise
 
@@ -92,6 +99,7 @@ class Block(TaskTurns):
     def __exit__(self, *_: object) -> None:
         self.is_open = False
         _open_blocks.set(tuple(block for block in _open_blocks.get() if block.is_open))
+        del self.root, self.session, self.task  # the context of a task begun within keeps this
         if not self._taken:
             self.give_turn_back()
 
@@ -118,10 +126,7 @@ class Block(TaskTurns):
             await self.take_turn(timeout)
             self.end_turn()
         if self.session._phase is Phase.DISCARDED:
-            raise SessionClosed(
-                "The request was given up while this block of `session.exclusive()` was open; "
-                "what was done in it is not stored."
-            )
+            raise SessionClosed(_GIVEN_UP)
         if self.session.is_read_only and self.session._delta().changes:
             raise SessionClosed(
                 "The session's lock was given back inside this block of `session.exclusive()`; "
@@ -150,13 +155,16 @@ async def exclusive(visit: Visit, session: Session) -> AsyncIterator[Session]:
                 await block.end(timeout)
             return
         around.end_turn()
-    await visit.take_turn(timeout)
-    if session._phase is Phase.WRITABLE:
-        with Block(root, session, visit) as block:
-            yield session
-            await block.end(timeout)
-        return
-    visit.end_turn()
+    if any(block.session._phase is Phase.DISCARDED for block in open_blocks(root)):
+        raise SessionClosed(_GIVEN_UP)  # else a part of what is not stored would be
+    if session._phase is not Phase.DISCARDED:  # else what has the turn has nothing to guard
+        await visit.take_turn(timeout)
+        if session._phase is Phase.WRITABLE:
+            with Block(root, session, visit) as block:
+                yield session
+                await block.end(timeout)
+            return
+        visit.end_turn()
     own = await visit.visit_of_its_own()
     fresh = own.session
     try:
@@ -180,13 +188,13 @@ def blocks_around(root: Bearer, session: Session | None = None) -> list[Block]:
     """
     return [
         block
-        for block in reversed(_open_blocks.get())
-        if block.root is root
-        and block.is_open
-        and (
-            block.session._phase is Phase.WRITABLE if session is None else block.session is session
-        )
+        for block in open_blocks(root)
+        if (block.session._phase is Phase.WRITABLE if session is None else block.session is session)
     ]
+
+
+def open_blocks(root: Bearer) -> list[Block]:
+    return [block for block in reversed(_open_blocks.get()) if block.is_open and block.root is root]
 
 
 _open_blocks: ContextVar[tuple[Block, ...]] = ContextVar("gridsession_open_blocks", default=())

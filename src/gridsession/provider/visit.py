@@ -40,8 +40,8 @@ from gridsession.identity import (
     parse_id,
     rotated_id,
 )
-from gridsession.provider.bearer import Cookie
 from gridsession.provider.blocks import TaskTurns, blocks_around, exclusive
+from gridsession.provider.log import log
 from gridsession.provider.no_session import NoSession
 from gridsession.provider.tokens import commit_token, lock_token
 from gridsession.provider.turn import Turn
@@ -92,15 +92,17 @@ class Visit(Turn, TaskTurns):
             SessionError: what the handler did was not stored; the lock is released all the same.
         """
         session = self.session
-        held_up = None if self._outer is None else self._hold_headers()
+        held_up: asyncio.Future[None] | None = None
         turns: TaskTurns | None = None
         closing = False
         try:
             if self._taken or self._headers_held_by or self._finishing is not None:
                 turns = await self._take_turn(session)
-                await self._wait_for_what_is_under_way()
+                await self.wait_for_what_is_under_way()
             else:
                 self._taken, turns = True, self
+            if self._outer is not None:
+                held_up = self._hold_headers()
             if session._phase is _WRITABLE:
                 # Now, not when it is stored: what is changed while the grid is asked is told.
                 session._phase, closing = _CLOSED, True
@@ -115,18 +117,20 @@ class Visit(Turn, TaskTurns):
                 await self._give_up(session, closing)
             raise
         finally:
+            self._end_beginning()
             if turns is not None:
                 self._end_turn(turns, session)
             if held_up is not None:
                 held_up.set_result(None)
 
-    async def discard(self) -> None:
+    async def discard(self, session: Session | None = None) -> None:
         """Forget what was not committed, and hand the lock on."""
-        await self._give_up(self.session, False)
+        await self._give_up(self.session if session is None else session, False)
 
     async def _give_up(self, session: Session, closing: bool) -> None:
         if closing or session._phase is _WRITABLE:  # else another task's end is under way, or over
             session._discard()
+        self._end_beginning()
         await self._release()
 
     async def _take_turn(self, session: Session) -> TaskTurns:
@@ -142,7 +146,12 @@ class Visit(Turn, TaskTurns):
             for block in blocks_around(self.root(), session):  # they have nothing left to guard
                 block.give_turn_back()
 
-    async def _wait_for_what_is_under_way(self) -> None:
+    async def wait_for_what_is_under_way(self) -> None:
+        """Wait until it is known which id the headers that are about to leave have to carry.
+
+        Raises:
+            SessionError: what was under way when this request was cancelled is not stored.
+        """
         while self._headers_held_by:
             await asyncio.wait(self._headers_held_by)
         if self._finishing is not None:
@@ -202,10 +211,13 @@ class Visit(Turn, TaskTurns):
         session._regenerate = False  # its id is new; what is asked for from now on is another one
         try:
             outcome = await self._grid.create(identity.key, new, claim)
-        except BaseException:
+        except BaseException as error:
             # Whether it was written is unknown. Nobody has been given its id: it expires unused.
+            if release and isinstance(error, asyncio.CancelledError):
+                name = name_of(identity.key)
+                log.error("session %s: the work of a cancelled request was not stored", name)
             self.leave()
-            self._forget_id()  # a second try is another session
+            self._forget_new_id()  # a second try is another session
             raise
         if isinstance(outcome, Exists):
             raise SessionError(f"A new session's key {name_of(identity.key)} was taken already.")
@@ -214,8 +226,7 @@ class Visit(Turn, TaskTurns):
                 self._work.withdraw(identity.key, claim.token)
                 raise SessionClosed
             self._hold()
-        self._stored = True
-        self.cookie = Cookie.SET
+        self._be_known_as((self._own_id(), identity))
         self._held_to_the_end = release
         session._committed(segments, new.user, new.timeout)
 
@@ -256,6 +267,8 @@ class Visit(Turn, TaskTurns):
             raise
         self._unsure = False
         if type(outcome) is not Committed:
+            if session._phase is Phase.DISCARDED:  # which gave the lock back
+                raise SessionClosed
             raise (SessionLockLost if type(outcome) is LockLost else SessionGone)
         session._committed(segments, user, change.timeout)
         if release:
@@ -315,17 +328,17 @@ class Visit(Turn, TaskTurns):
 
     async def save(self, session: Session) -> None:
         self.session = session
+        turns = await self._take_turn(session)
         held_up = None if self._outer is None else self._hold_headers()
         try:
-            turns = await self._take_turn(session)
-            try:
-                session._write()  # it may have been committed and unlocked meanwhile
-                asked = self._store(session, release=False)
-                if asked is not None:
-                    await asked
-            finally:
-                self._end_turn(turns, session)
+            session._write()  # it may have been committed and unlocked meanwhile
+            asked = self._store(session, release=False)
+            if asked is not None:
+                await asked
         finally:
+            if session._phase is not _WRITABLE:
+                self._end_beginning()
+            self._end_turn(turns, session)
             if held_up is not None:
                 held_up.set_result(None)
 
@@ -347,12 +360,14 @@ class Visit(Turn, TaskTurns):
         """For a block of `exclusive()` that this one's lock is not there for.
 
         Raises: as `begin`, and
-            SessionClosed: nothing is stored of this session.
+            SessionClosed: nothing is stored of this session, and none can begin any more.
             SessionGone: it has ended.
         """
         while True:
             if not self._stored:
-                raise SessionClosed("Nothing is stored of this session; there is nothing to lock.")
+                visit = await self._visit_that_begins()
+                if visit is not None:
+                    return visit
             asked_with = self._id
             visit = Visit(self._provider, asked_with, Use(_EXCLUSIVE), self._holder)
             visit._outer = self
@@ -365,15 +380,40 @@ class Visit(Turn, TaskTurns):
                     "nothing to lock."
                 )
             except (SessionGone, SessionReplaced):
+                if under_way := self.root()._headers_held_by:
+                    await asyncio.wait(under_way)
                 if self._id == asked_with:
                     raise
                 # Another block of this request has given it a new id meanwhile.
+
+    async def _visit_that_begins(self) -> Visit | None:
+        """For a block that may begin a session. None: another block has begun it meanwhile."""
+        root = self.root()
+        self._check_may_begin()
+        turns = root._beginnings = root._beginnings or TaskTurns()
+        await turns.take_turn(self.lock_wait_timeout)
+        visit = None
+        try:
+            if root._stored:
+                self._id, self._identity, self._stored = root._id, root._identity, True
+            else:
+                self._check_may_begin()
+                visit = Visit(self._provider, None, Use(_EXCLUSIVE), self._holder)
+                visit._outer = self
+                visit._id = self._own_id()
+                visit._turn_to_begin = turns
+                visit._make_session(self._provider.timeout)
+        finally:
+            if visit is None:
+                turns.end_turn()
+        return visit
 
     def adopt(self, visit: Visit, session: Session) -> None:
         """What a block has stored is what this request has from now on."""
         block = visit.session
         if not visit._stored:
-            session._load({}, None, session._stored_timeout, is_new=True, replaced=False)
+            if not self._stored:  # else another block has begun it, since this one was released
+                session._load({}, None, session._stored_timeout, is_new=True, replaced=False)
             return
         # Another block may have replaced the id meanwhile; then this one's is the old one.
         replaced = block._replaced if visit._id == self._id else session._replaced

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gridsession.grids.contract import (
+    HAND_OFF_SECONDS,
     Committed,
     Exists,
     Found,
@@ -209,6 +210,35 @@ class ExpiryContract(GridHooks):
         await grid.sweep(10)  # not yet: it is locked
         expect(Released, await visitor.release(claim))
         await self.advance(PAST_SHORT)
+        expect(Missing, await visitor.read())
+        assert await grid.sweep(10) >= 1
+        assert await grid.sweep(10) == 0
+
+    @contract_test()
+    async def test_what_a_lock_put_off_is_due_on_time_after_a_shorter_lease(
+        self, grid: Grid
+    ) -> None:
+        visitor, claim = Visitor(grid), a_claim(lease=LONG)
+        await visitor.create(timeout=SHORT, claim=claim)
+        await self.advance(PAST_SHORT)
+        await grid.sweep(10)  # not before the lease's end
+        assert await grid.renew([(visitor.key, claim.token)], SHORT) == [True]
+        await self.advance(PAST_SHORT)
+        expect(Missing, await visitor.read())
+        assert await grid.sweep(10) >= 1
+        assert await grid.sweep(10) == 0
+
+    @contract_test(takes=2 * PAST_SHORT + HAND_OFF_SECONDS)
+    async def test_what_a_lock_put_off_is_due_on_time_after_a_hand_off_in_vain(
+        self, grid: Grid
+    ) -> None:
+        visitor, claim = Visitor(grid), a_claim(lease=LONG)
+        await visitor.create(timeout=SHORT, claim=claim)
+        await visitor.queued(a_claim())  # never comes again
+        await self.advance(PAST_SHORT)
+        await grid.sweep(10)  # not before the lease's end
+        expect(Released, await visitor.release(claim))
+        await self.advance(HAND_OFF_SECONDS + PAST_SHORT)
         expect(Missing, await visitor.read())
         assert await grid.sweep(10) >= 1
         assert await grid.sweep(10) == 0
