@@ -36,9 +36,12 @@ PROMISED = {
         "SettingsError",
         "register_type",
     },
-    "gridsession.web.starlette": {"CurrentSession", "SessionMiddleware", "session_of"},
+    "gridsession.web.starlette": {
+        *("CurrentSession", "Failure", "SessionMiddleware", "session_access", "session_of"),
+    },
 }
 ALSO_THERE = {
+    "gridsession.web.answers": {"Failure"},
     "gridsession.web.asgi": {"SessionMiddleware"},
     "gridsession.grids": {"open_grid", "Grid"},
     "gridsession.testing": {"GridContract", "ManualClock"},
@@ -106,20 +109,24 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 # -- types ----------------------------------------------------------------------------------------
 
 USES = """
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import timedelta
 from typing import Any, assert_type
 
-from fastapi import FastAPI, WebSocket
+from fastapi import APIRouter, FastAPI, WebSocket
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 
 from gridsession import Access, Session, SessionProvider, SessionSettings, register_type
 from gridsession.grids import Grid, open_grid
 from gridsession.testing import ManualClock
 from gridsession.web.asgi import SessionMiddleware as Plain
-from gridsession.web.starlette import CurrentSession, SessionMiddleware, session_of
+from gridsession.web.starlette import (
+    CurrentSession, Failure, SessionMiddleware, session_access, session_of
+)
+from gridsession.web.types import ASGIApp
 
 settings = SessionSettings(
     connection_string="memory://", timeout=timedelta(minutes=5), access={"/a": "none"}, max_age=60
@@ -129,7 +136,31 @@ app.add_middleware(SessionMiddleware, namespace="shop", https_only=True, same_si
 app.add_middleware(SessionMiddleware, settings=settings)
 app.add_middleware(SessionMiddleware, provider=SessionProvider(settings))
 starlette = Starlette(middleware=[Middleware(SessionMiddleware, timeout=5)])
-plain = Plain(starlette, namespace="shop")
+router = session_access("none")(APIRouter())
+assert_type(router, APIRouter)
+
+
+async def sorry(failure: Failure) -> Response | None:
+    assert_type(failure.retry_after, int | None)
+    assert_type(failure.handler_ran, bool)
+    return PlainTextResponse(str(failure.error), failure.status)
+
+
+def sorry_now(failure: Failure) -> ASGIApp:
+    return PlainTextResponse("sorry", failure.status)
+
+
+app.add_middleware(SessionMiddleware, on_error=sorry)
+plain = Plain(starlette, namespace="shop", on_error=sorry_now)
+
+
+@app.get("/catalog")
+@session_access("read_only", wait_for_writer=True)
+async def catalog(n: int) -> int:
+    return n
+
+
+as_it_came: Callable[[int], Coroutine[Any, Any, int]] = session_access(Access.NONE)(catalog)
 
 
 @app.get("/")
@@ -175,9 +206,11 @@ clock = ManualClock()
 """
 MISUSES = """
 from gridsession import Session, SessionProvider, SessionSettings
-from gridsession.web.starlette import SessionMiddleware, session_of
+from gridsession.web.starlette import SessionMiddleware, session_access, session_of
 from starlette.applications import Starlette
 
+session_access("readonly")  # E: arg-type
+SessionMiddleware(Starlette(), on_error="sorry")  # E: arg-type
 SessionSettings(timout=5)  # E: call-arg
 SessionSettings(same_site="Lax")  # E: arg-type
 SessionSettings("memory:")  # E: call-arg misc

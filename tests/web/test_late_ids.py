@@ -16,7 +16,9 @@ from gridsession.testing import ManualClock
 from gridsession.web.starlette import CurrentSession, SessionMiddleware
 from gridsession.web.types import ASGIApp, Receive, Scope, Send
 from tests.provider.harness import (
+    Hook,
     OnTheWay,
+    Outage,
     Spy,
     data_of,
     in_loop,
@@ -293,6 +295,11 @@ async def test_who_lost_the_lock_unnoticed_sends_no_cookie(
 # -- what fails -----------------------------------------------------------------------------------
 
 
+async def answer_200(send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"all right"})
+
+
 async def log_in_and_fail(session: Session) -> None:
     async with session.exclusive() as s:
         s.user = "ann"
@@ -328,6 +335,43 @@ async def test_our_500_carries_the_cookie_of_what_was_stored_before(
         assert await found(browser.provider, browser.cookie) == kept
 
 
+@in_loop
+async def test_our_500_is_whole_when_it_is_given_after_the_application_has_returned(
+    grid: Spy,
+) -> None:
+    """By a task that it left: what the task says from then on nobody hears, and it is told."""
+    tasks: list[asyncio.Task[None]] = []
+    ids: list[str] = []
+    away = Outage("commit")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        session: Session = scope["session"]
+        session["n"] = 1
+        await session.save()
+        ids.append(session.id)
+        session["n"] = 2
+        commit = OnTheWay(grid, "commit")
+
+        async def fail(name: str) -> None:
+            await commit(name)
+            await away(name)
+
+        grid.before = fail
+        tasks.append(asyncio.create_task(answer_200(send)))
+        await commit.reached.wait()
+
+    async with provider_on(grid) as provider:
+        browser = Browser(SessionMiddleware(app, provider=provider), provider)
+        answer = await browser.start().answered()
+        assert answer.sent == []
+        with pytest.raises(OSError, match="the response was replaced"):
+            await tasks[0]
+        assert (answer.status, answer.body) == (500, b"Internal Server Error\n")
+        assert str(answer.set_cookie).startswith(f"session={ids[0]};")
+        away.over()
+        assert await found(provider, ids[0]) == (None, {"n": 1})
+
+
 @ALL
 @pytest.mark.parametrize("how", ["user", "id", "end"])
 @in_loop
@@ -352,10 +396,18 @@ async def test_a_failure_after_release_in_a_block_keeps_back_no_cookie(
 
 
 class Strike:
-    """A hook that lets a time limit strike while a call is on its way, which it never ends."""
+    """A hook that lets a time limit strike while a call is on its way, which it never ends.
 
-    def __init__(self, grid: Spy, name: str, way: str) -> None:
+    Args:
+        grid: whose call; the hook is set there.
+        name: of the call.
+        way: `there`, before the grid has carried it out, or `back`, with its answer.
+        then: a hook for every other call.
+    """
+
+    def __init__(self, grid: Spy, name: str, way: str, then: Hook | None = None) -> None:
         self._name = name
+        self._then = then
         self.limit: asyncio.Timeout | None = None
         if way == "there":
             grid.before = self
@@ -371,6 +423,25 @@ class Strike:
             limit, self.limit = self.limit, None
             limit.reschedule(asyncio.get_running_loop().time())
             await asyncio.Event().wait()
+        elif self._then is not None:
+            await self._then(name)
+
+
+async def change_within(strike: Strike, session: Session, how: str, at: str) -> Reply:
+    """Change a session in a handler that has its own way with what comes too late."""
+    try:
+        async with strike.within():
+            if at == "release":
+                change(session, how)
+                await session.release()
+            else:
+                async with session.exclusive() as s:
+                    change(s, how)
+                    if at == "release in a block":
+                        await s.release()
+    except TimeoutError:
+        return Reply(b"too slow", 504)
+    return Reply()
 
 
 @WAYS
@@ -381,21 +452,8 @@ async def test_an_answer_after_a_cancelled_change_carries_its_cookie(
     grid: Spy, at: str, how: str, way: str
 ) -> None:
     async def handler(asked: Asked) -> Reply:
-        session = asked.session
         strike = Strike(grid, "remove" if how == "end" else "commit", way)
-        try:
-            async with strike.within():
-                if at == "release":
-                    change(session, how)
-                    await session.release()
-                else:
-                    async with session.exclusive() as s:
-                        change(s, how)
-                        if at == "release in a block":
-                            await s.release()
-        except TimeoutError:
-            return Reply(b"too slow", 504)
-        return Reply()
+        return await change_within(strike, asked.session, how, at)
 
     access = "exclusive" if at == "release" else "read_only"
     async with browsing("asgi", handler, grid, access=access) as browser:
@@ -403,6 +461,32 @@ async def test_an_answer_after_a_cancelled_change_carries_its_cookie(
         answer = await browser.ask()
         assert (answer.status, answer.body, answer.error) == (504, b"too slow", None)
         await check_changed(browser, answer, how, old)
+
+
+@pytest.mark.parametrize("how", ["user", "id", "end"])
+@pytest.mark.parametrize("at", ["end of a block", "release in a block", "release"])
+@in_loop
+async def test_an_answer_after_a_cancelled_change_that_never_arrives_keeps_the_cookie(
+    grid: Spy, at: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cookie would be one that nothing is stored under, or none while there is a session."""
+    monkeypatch.setattr("gridsession.provider.loop.TICKET_SECONDS", 0.0)
+    away = Outage("commit", "remove")
+
+    async def handler(asked: Asked) -> Reply:
+        strike = Strike(grid, "remove" if how == "end" else "commit", "there", away)
+        return await change_within(strike, asked.session, how, at)
+
+    access = "exclusive" if at == "release" else "read_only"
+    async with browsing("asgi", handler, grid, access=access, lock_lease=0.05) as browser:
+        browser.cookie = await stored(browser.provider, n=0)
+        answer = await browser.ask()
+        assert (answer.status, answer.error) == (500 if at == "release" else 504, None)
+        assert answer.set_cookie is None
+        await until(lambda: len(asyncio.all_tasks()) == 1)
+        assert away.failed > 1
+        away.over()
+        assert await found(browser.provider, browser.cookie) == (None, {"n": 0})
 
 
 @WAYS
@@ -435,8 +519,7 @@ async def test_the_answer_after_a_cancelled_one_carries_the_cookie(
 
 async def answer_badly(scope: Scope, send: Send) -> None:
     scope["session"]["n"] = object()
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b"all right"})
+    await answer_200(send)
 
 
 async def in_a_group(scope: Scope, receive: Receive, send: Send) -> None:
@@ -479,3 +562,24 @@ async def test_our_error_does_not_reach_the_server_in_a_group(grid: Spy, app: AS
         answer = await browser.ask()
         assert (answer.status, answer.error) == (500, None)
         assert answer.body == b"Internal Server Error\n"
+
+
+@in_loop
+async def test_an_applications_own_error_in_a_group_with_ours_reaches_the_server(grid: Spy) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def fail_when_cancelled() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                _ = 1 // 0
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(fail_when_cancelled())
+            tasks.create_task(answer_badly(scope, send))
+
+    async with provider_on(grid) as provider:
+        browser = Browser(SessionMiddleware(app, provider=provider), provider)
+        answer = await browser.ask()
+        assert (answer.status, answer.body) == (500, b"Internal Server Error\n")
+        assert isinstance(answer.error, ExceptionGroup)
+        assert answer.error.subgroup(ZeroDivisionError) is not None

@@ -1,41 +1,29 @@
-"""Nothing is locked while a stream, a background task or a WebSocket lives."""
+"""Nothing is locked while a stream or a background task lives, nor after the response."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx2
 import pytest
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.routing import WebSocketRoute
-from starlette.websockets import WebSocket
 
 from gridsession import (
     Session,
     SessionClosed,
-    SessionGone,
-    SessionProvider,
-    SessionReadOnly,
-    SessionReplaced,
 )
-from gridsession.web.starlette import SessionMiddleware, session_of
-from gridsession.web.types import ASGIApp, Message, Scope
 from tests.provider.harness import (
-    Outage,
     Spy,
     data_of,
-    identity_of,
     in_loop,
     is_free,
-    provider_on,
     steps,
     stored,
 )
 from tests.web.driver import FRAMEWORKS, Asked, Reply, browsing
+from tests.web.live import serving
 
 ALL = pytest.mark.parametrize("framework", FRAMEWORKS)
 
@@ -94,13 +82,15 @@ async def test_a_background_task_runs_unlocked(grid: Spy, framework: str) -> Non
                 await session.save()
             async with session.exclusive() as s:
                 s["n"] += 1
+            async with browser.provider.open(session.id, holder="mail") as own:
+                own["n"] += 10
 
         return Reply(background=work)
 
     async with browsing(framework, handler, grid) as browser:
         assert (await browser.ask()).error is None
         assert notes == [True]
-        assert await data_of(browser.provider, str(browser.cookie)) == {"n": 2}
+        assert await data_of(browser.provider, str(browser.cookie)) == {"n": 12}
 
 
 @ALL
@@ -260,6 +250,36 @@ async def test_a_task_that_outlives_its_request_keeps_its_lock(
         assert await is_free(grid, browser.cookie)
 
 
+@ALL
+@in_loop
+async def test_a_task_that_outlives_its_request_opens_the_session_itself(
+    grid: Spy, framework: str
+) -> None:
+    started: list[asyncio.Task[None]] = []
+    request_ended = asyncio.Event()
+
+    async def handler(asked: Asked) -> Reply:
+        session = asked.session
+        session["n"] = 1
+
+        async def work() -> None:
+            await request_ended.wait()
+            assert session["n"] == 1  # what the request left can still be read
+            with pytest.raises(SessionClosed, match=r"session\.exclusive\(\)"):
+                session["n"] = 2
+            async with browser.provider.open(session.id, holder="import") as own:
+                own["n"] += 1
+
+        started.append(asyncio.create_task(work()))
+        return Reply()
+
+    async with browsing(framework, handler, grid) as browser:
+        assert (await browser.ask()).error is None
+        request_ended.set()
+        await started[0]
+        assert await data_of(browser.provider, str(browser.cookie)) == {"n": 2}
+
+
 @in_loop
 async def test_a_session_can_be_locked_long_after_its_request(grid: Spy) -> None:
     kept: list[Session] = []
@@ -278,170 +298,80 @@ async def test_a_session_can_be_locked_long_after_its_request(grid: Spy) -> None
         assert await data_of(browser.provider, browser.cookie) == {"n": 3}
 
 
-# -- WebSockets -----------------------------------------------------------------------------------
-
-Talk = Callable[[WebSocket], Awaitable[None]]
-
-
-class Socket:
-    """A client of a WebSocket, as a server shows it to an application."""
-
-    def __init__(self, app: ASGIApp, session_id: str | None, path: str = "/") -> None:
-        self.incoming: asyncio.Queue[Message] = asyncio.Queue()
-        self.sent: list[Message] = []
-        self.incoming.put_nowait({"type": "websocket.connect"})
-        cookies = [] if session_id is None else [(b"cookie", f"session={session_id}".encode())]
-        scope: Scope = {
-            "type": "websocket",
-            "asgi": {"version": "3.0", "spec_version": "2.4"},
-            "scheme": "ws",
-            "path": path,
-            "raw_path": path.encode(),
-            "query_string": b"",
-            "root_path": "",
-            "headers": cookies,
-            "subprotocols": [],
-            "state": {},
-        }
-
-        async def send(message: Message) -> None:
-            self.sent.append(dict(message))
-
-        self.task = asyncio.ensure_future(app(scope, self.incoming.get, send))
-
-    async def closed(self) -> list[str]:
-        await self.task
-        return [m["type"] for m in self.sent]
-
-
-@contextlib.asynccontextmanager
-async def talking(grid: Spy, talk: Talk, **options: Any) -> AsyncIterator[tuple[Any, ...]]:
-    async with provider_on(grid, **options) as provider:
-        app = Starlette(
-            routes=[WebSocketRoute("/{path:path}", talk)],
-            middleware=[Middleware(SessionMiddleware, provider=provider)],
-        )
-        yield provider, app
+# -- over the wire --------------------------------------------------------------------------------
 
 
 @in_loop
-async def test_a_socket_has_a_snapshot_and_locks_only_in_exclusive(grid: Spy) -> None:
-    notes: list[Any] = []
+async def test_a_slow_reader_holds_no_lock(real_grid: Spy) -> None:
+    sending = 0
 
-    async def talk(ws: WebSocket) -> None:
-        await ws.accept()
-        session = session_of(ws)
-        notes.append((session["n"], session.access, session.is_read_only))
-        with pytest.raises(SessionReadOnly):
-            session["n"] = 2
-        async with provider.open(session.id) as other:  # nothing is locked
-            other["n"] = 2
-        notes.append(session["n"])
-        async with session.exclusive() as s:
-            notes.append(s["n"])
-            s["n"] += 1
-            with pytest.raises(SessionClosed, match="headers have left"):
-                s.user = "ann"
-        notes.append(session["n"])
-        with pytest.raises(ZeroDivisionError):
-            async with session.exclusive() as s:
-                s["n"] = 1 // 0
-        await ws.close()
+    async def handler(asked: Asked) -> Reply:
+        session = asked.session
+        session["n"] += 1
 
-    async with talking(grid, talk) as (provider, app):
-        session_id = await stored(provider, n=1)
-        grid.calls.clear()
-        assert await Socket(app, session_id).closed() == ["websocket.accept", "websocket.close"]
-        assert notes == [(1, "read_only", True), 1, 2, 3]
-        assert grid.asked[0] == "read"
-        assert await data_of(provider, session_id) == {"n": 3}
-        assert await is_free(grid, session_id)
+        async def chunks() -> AsyncIterator[bytes]:
+            nonlocal sending
+            while sending < 64:  # MiB: more than any buffer takes
+                async with session.exclusive() as s:
+                    s["chunks"] = sending = sending + 1
+                yield bytes(1 << 20)
 
+        return Reply(chunks=chunks if asked.path == "/stream" else None)
 
-@in_loop
-async def test_sockets_follow_access_rules(grid: Spy) -> None:
-    accesses: list[str] = []
-
-    async def talk(ws: WebSocket) -> None:
-        accesses.append(ws.scope["session"].access.value)
-        await ws.close()
-
-    rules = {"/none/*": "none", "/exclusive": "exclusive"}
-    async with talking(grid, talk, access=rules) as (provider, app):
-        session_id = await stored(provider, n=1)
-        grid.calls.clear()
-        for path in ("/none/x", "/exclusive", "/"):
-            await Socket(app, session_id, path).closed()
-        assert accesses == ["none", "read_only", "read_only"]
-        assert grid.asked == ["read", "read"]
+    async with browsing("starlette", handler, real_grid) as browser:
+        browser.cookie = await stored(browser.provider, n=0)
+        async with serving(browser.app) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            asked = (
+                f"GET /stream HTTP/1.1\r\nhost: test\r\ncookie: session={browser.cookie}\r\n\r\n"
+            )
+            writer.write(asked.encode())
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            before = -1
+            while before != sending:  # until the server waits for the client
+                before = sending
+                await asyncio.sleep(0.1)
+            assert await is_free(real_grid, browser.cookie)
+            real_grid.calls.clear()
+            assert (await browser.ask()).status == 200
+            assert real_grid.asked == ["acquire", "commit"]  # at once
+            data = await data_of(browser.provider, browser.cookie)
+            assert data == {"n": 2, "chunks": before}
+            writer.transport.abort()
 
 
 @in_loop
-async def test_a_socket_without_session_cannot_begin_one(grid: Spy) -> None:
-    async def talk(ws: WebSocket) -> None:
-        session = session_of(ws)
-        assert session.is_new
-        with pytest.raises(SessionReadOnly):
-            session["n"] = 1
-        with pytest.raises(SessionClosed, match="nothing to lock"):
-            async with session.exclusive():
-                pass
-        await ws.accept()
-        await ws.close()
+async def test_server_sent_events(real_grid: Spy) -> None:
+    async def handler(asked: Asked) -> Reply:
+        session = asked.session
+        if asked.path == "/add":
+            session["n"] = session.get("n", 0) + 1
+            return Reply()
+        session.setdefault("n", 0)
 
-    async with talking(grid, talk) as (_, app):
-        assert await Socket(app, None).closed() == ["websocket.accept", "websocket.close"]
-    assert grid.asked == []
+        async def chunks() -> AsyncIterator[bytes]:
+            for number in range(3):
+                await may_send.acquire()
+                async with session.exclusive() as s:
+                    s["sent"] = number + 1
+                yield f"id: {number}\ndata: {session['n']}\n\n".encode()
 
+        return Reply(headers={"content-type": "text/event-stream"}, chunks=chunks)
 
-@in_loop
-async def test_a_socket_is_refused_while_the_grid_is_away(
-    grid: Spy, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def talk(ws: WebSocket) -> None:
-        raise AssertionError("the handler ran")
-
-    async with talking(grid, talk) as (provider, app):
-        session_id = await stored(provider, n=1)
-        grid.before = Outage("read", times=1)
-        socket = Socket(app, session_id)
-        assert await socket.closed() == ["websocket.close"]
-        assert socket.sent[0]["code"] == 1013
-        async with provider.open(session_id) as session:
-            session.user = "ann"
-        assert await Socket(app, session_id).closed() == ["websocket.close"]
-    assert len([r for r in caplog.records if "was refused" in r.getMessage()]) == 2
-
-
-@in_loop
-async def test_a_socket_learns_that_its_session_ended(grid: Spy) -> None:
-    async def talk(ws: WebSocket) -> None:
-        session = session_of(ws)
-        await grid.inner.remove(identity_of(session.id).key)
-        with pytest.raises(SessionGone):
-            async with session.exclusive():
-                pass
-        await ws.close()
-
-    async with talking(grid, talk) as (provider, app):
-        await Socket(app, await stored(provider, n=1)).closed()
-
-
-@in_loop
-async def test_a_socket_learns_that_its_user_changed(grid: Spy) -> None:
-    async def talk(ws: WebSocket) -> None:
-        session: Session = session_of(ws)
-        await _log_in(provider, session.id)
-        with pytest.raises(SessionReplaced):
-            async with session.exclusive():
-                pass
-        await ws.close()
-
-    async with talking(grid, talk) as (provider, app):
-        session_id = await stored(provider, n=1)
-        await Socket(app, session_id).closed()
-
-
-async def _log_in(provider: SessionProvider, session_id: str) -> None:
-    async with provider.open(session_id) as session:
-        session.user = "ann"
+    may_send = asyncio.Semaphore(1)
+    async with browsing("starlette", handler, real_grid) as browser, serving(browser.app) as port:
+        async with (
+            httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
+            client.stream("GET", "/events") as answer,
+        ):
+            assert answer.headers["vary"] == "Cookie"
+            browser.cookie = answer.cookies["session"]  # a new one, with the first headers
+            lines = answer.aiter_lines()
+            for number in range(3):
+                assert await anext(lines) == f"id: {number}"
+                assert await anext(lines) == f"data: {number}"
+                assert await anext(lines) == ""
+                assert await is_free(real_grid, browser.cookie)
+                assert (await browser.ask("POST", "/add")).status == 200
+                may_send.release()
+        assert await data_of(browser.provider, browser.cookie) == {"n": 3, "sent": 3}

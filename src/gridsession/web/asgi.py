@@ -10,19 +10,10 @@ import asyncio
 import os
 import platform
 import re
-from collections.abc import Iterable
 from functools import lru_cache, partial
 from typing import Any, Unpack
 
-from gridsession.errors import (
-    GridFull,
-    GridUnavailable,
-    SessionError,
-    SessionLockTimeout,
-    SessionQueueFull,
-    SessionReplaced,
-    SettingsError,
-)
+from gridsession.errors import GridUnavailable, SessionError, SettingsError
 from gridsession.grids.contract import Busy
 from gridsession.identity import CookieReader, CookieWriter
 from gridsession.provider import SessionProvider
@@ -31,6 +22,8 @@ from gridsession.provider.log import log
 from gridsession.provider.visit import Visit
 from gridsession.session import Session
 from gridsession.settings import Access, SessionOptions, SessionSettings, Use
+from gridsession.web import access as declarations
+from gridsession.web.answers import OnError, answer, retry_after, varying_by_cookie
 from gridsession.web.replay import Replay
 from gridsession.web.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -39,14 +32,6 @@ _HOST = platform.node().partition(".")[0] or "localhost"
 _SEGMENT = re.compile(r"[A-Za-z0-9._~-]{1,32}")
 # Looked at in each request, and an Enum's members are slow to find.
 _NONE, _KEEP, _SET, _REMOVE = Access.NONE, Cookie.KEEP, Cookie.SET, Cookie.REMOVE
-# What the same request may meet again a moment later with better luck, and how much later.
-_RETRY_AFTER: dict[type[SessionError], int] = {
-    GridUnavailable: 1,
-    GridFull: 10,
-    SessionLockTimeout: 5,
-    SessionQueueFull: 5,
-    SessionReplaced: 1,
-}
 
 
 class SessionMiddleware:
@@ -59,6 +44,10 @@ class SessionMiddleware:
         settings: what an operator can set; or the same as keywords; or `provider`.
         provider: a ready provider. The middleware opens it where it is not open, and closes what
             it opened.
+        on_error: gives the page of a request that gets no answer from its handler, from a
+            `Failure`: an ASGI application, or None for the plain page. Headers of ours are added;
+            a page that fails, or that is below 400 for a session that was not stored, is replaced
+            by the plain one. WebSockets are not asked for.
         **options: as `SessionSettings`.
 
     Never raises: a server takes an exception here for an application without lifespan. What is
@@ -71,16 +60,20 @@ class SessionMiddleware:
         *,
         settings: SessionSettings | None = None,
         provider: SessionProvider | None = None,
+        on_error: OnError | None = None,
         **options: Unpack[SessionOptions],
     ) -> None:
         self.app = app
         self.error: SettingsError | None = None
         self._said_broken = False
+        self._on_error = on_error if callable(on_error) else None
         try:
             if sum((settings is not None, provider is not None, bool(options))) > 1:
                 raise SettingsError(
                     "SessionMiddleware takes options, or settings=, or provider=; one of the three"
                 )
+            if on_error is not self._on_error:
+                raise SettingsError(f"on_error={on_error!r} cannot be used: it must be a function")
             self.provider = provider or SessionProvider(settings or SessionSettings.of(options))
         except SettingsError as error:
             self.error = error
@@ -147,12 +140,8 @@ class SessionMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            if scope["type"] == "websocket":
-                await self._websocket(scope, receive, send)
-            elif scope["type"] == "lifespan":
-                await self._lifespan(scope, receive, send)
-            else:
-                await self.app(scope, receive, send)
+            others = {"websocket": self._websocket, "lifespan": self._lifespan}
+            await others.get(scope["type"], self.app)(scope, receive, send)
             return
         try:
             visit = self._visit(scope)
@@ -165,37 +154,47 @@ class SessionMiddleware:
                     return  # the client is gone; nobody is left to be answered
                 receive = replay
         except SessionError as error:
-            await self._refuse(error, send)
-            return
-        scope["session"] = visit.session
-        exchange = _Exchange(self, visit, receive, send)
-        try:
-            await self.app(scope, exchange.receive, exchange.send)
-        except Exception as error:
-            if not exchange.has_told(error):
-                raise
-            # It comes of what we told the application: that nobody listens any more.
-        finally:
-            if isinstance(receive, Replay):
-                receive.drop()
-            visit.cookie_can_be_sent = False
+            refused = error  # on_error is called where nothing leads to what was raised
+        else:
+            scope["session"] = visit.session
+            exchange = _Exchange(self, visit, scope, receive, send)
             try:
-                if not exchange.started:
-                    await visit.discard()
-                elif exchange.streamed:
-                    _report_late_changes(visit.session)
+                await self.app(scope, exchange.receive, exchange.send)
+            except Exception as error:
+                if not exchange.has_told(error):
+                    raise
+                # It comes of what we told the application: that nobody listens any more.
             finally:
-                visit.let_session_go()
+                if isinstance(receive, Replay):
+                    receive.drop()
+                visit.cookie_can_be_sent = False
+                exchange.left = True
+                try:
+                    if not exchange.started:
+                        await visit.discard()
+                    elif exchange.streamed:
+                        _report_late_changes(visit.session)
+                finally:
+                    visit.let_session_go()
+            if declarations.in_use:
+                self.check_declared(scope, visit.use)
+            return
+        try:
+            self._log_refusal(refused)
+            await self.answer(refused, scope, send, handler_ran=False)
+        finally:
+            del refused  # it knows this frame, which knew it
 
     def _visit(self, scope: Scope, *, lock: bool = True) -> Visit:
         if self.error is not None:
-            raise self.error
+            raise self.error.with_traceback(None)  # else it grows, and keeps all it passed through
         method = scope.get("method", "GET")
         path = scope["path"]
         root = scope.get("root_path")
         if root and f"{path}/".startswith(root := root.rstrip("/") + "/"):
             path = path[len(root) - 1 :] or "/"
-        use = self._rules.use_of(method, path)
+        # Looked for only where there is one, for its route match costs; it overrules path rules.
+        use = (declarations.in_use and self.declared_use(scope)) or self._rules.use_of(method, path)
         access = use.access
         if not lock and access is Access.EXCLUSIVE:
             use = Use(Access.READ_ONLY)
@@ -232,10 +231,13 @@ class SessionMiddleware:
             raise
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A snapshot at connect; no lock while the socket lives, but in `session.exclusive()`."""
+        """A snapshot at connect; no lock while the socket lives, but in `session.exclusive()`.
+
+        What such blocks make of the session's id leaves with the accept, or with the response that
+        the application sends in its place (ASGI's `websocket.http.response`).
+        """
         try:
             visit = self._visit(scope, lock=False)
-            visit.cookie_can_be_sent = False
             if visit.use.access is not Access.NONE:
                 await self.provider.start()
             await visit.begin()
@@ -244,11 +246,36 @@ class SessionMiddleware:
             # 1013, "try again later"; servers answer a close before accept with HTTP 403.
             await send({"type": "websocket.close", "code": 1013})
             return
-        scope["session"] = visit.session
+        scope["session"] = session = visit.session
+
+        async def send_with_cookie(message: Message) -> None:
+            if visit.cookie_can_be_sent:  # the first one: it opens the socket, or refuses to
+                await visit.wait_for_what_is_under_way()
+                visit.cookie_can_be_sent = False
+                message = self._answering_handshake(message, visit, session)
+            await send(message)
+
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, send_with_cookie)
         finally:
+            visit.cookie_can_be_sent = False
             visit.let_session_go()
+            _report_late_changes(session)
+
+    def _answering_handshake(self, message: Message, visit: Visit, session: Session) -> Message:
+        if message["type"] == "websocket.close":  # servers answer 403, with headers of their own
+            if visit.cookie is _SET:
+                log.warning(
+                    "session %s: a WebSocket was closed before its accept, and the browser did not "
+                    "get the new session id; refuse it with a response (send_denial_response), "
+                    "which carries the cookie",
+                    session.key,
+                )
+        elif visit.cookie is not _KEEP or (
+            session.accessed and message["type"] == "websocket.http.response.start"
+        ):  # an accept is kept by no cache: what it varies by is of no interest
+            message = self.with_cookie(message, visit, session)
+        return message
 
     # -- answers of our own ---------------------------------------------------------------
 
@@ -257,7 +284,7 @@ class SessionMiddleware:
         cookie = visit.cookie_to_send(session, rolling=self._rolling)
         headers = list(message.get("headers", ()))
         if b"vary" in b"\n".join(dict(headers)).lower():
-            headers = _varying_by_cookie(headers)
+            headers = varying_by_cookie(headers)
         else:
             headers.append((b"vary", b"Cookie"))
         if cookie is _SET:
@@ -266,57 +293,65 @@ class SessionMiddleware:
             headers.append((b"set-cookie", self._writer.remove()))
         return {**message, "headers": headers}
 
-    async def _refuse(self, error: SessionError, send: Send) -> None:
-        """Answer for a handler that did not run."""
-        retry_after = self._log_refusal(error)
-        if retry_after is None:
-            await _answer(send, 500, b"Internal Server Error\n")
-        else:
-            await _answer(send, 503, b"Service Unavailable. Please try again.\n", retry_after)
+    async def answer(
+        self, error: Exception, scope: Scope, send: Send, *, handler_ran: bool
+    ) -> None:
+        """Answer for a handler that did not run, or whose session was not stored."""
+        name = None if self.error is not None else self._reader.name
+        await answer(
+            send,
+            scope,
+            error,
+            handler_ran=handler_ran,
+            on_error=self._on_error,
+            cookie_name=name,
+        )
 
-    def _log_refusal(self, error: SessionError) -> int | None:
-        """The seconds after which to try again, where that may help."""
-        # By all of its classes: a grid may raise errors of its own that are one of ours.
-        kinds = (_RETRY_AFTER.get(kind) for kind in type(error).__mro__)
-        retry_after = next((after for after in kinds if after is not None), None)
+    def _log_refusal(self, error: SessionError) -> None:
         if isinstance(error, SettingsError):
             self._say_broken(error)
-        elif retry_after is None:
+        elif retry_after(error) is None:
             log.error("a request was refused: %s", error, exc_info=error)
         else:
             log.warning("a request was refused: %s", error)
-        return retry_after
 
+    # -- what a framework's adapter knows better -------------------------------------------
 
-def _varying_by_cookie(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The headers with `Cookie` among what the response varies by, and everything else kept."""
-    kept: list[tuple[bytes, bytes]] = []
-    vary = b""
-    for header in headers:
-        if header[0].lower() == b"vary":
-            vary = vary + b", " + header[1] if vary else header[1]
-        else:
-            kept.append(header)
-    if not {b"cookie", b"*"} & {name.strip().lower() for name in vary.split(b",")}:
-        vary = vary + b", Cookie" if vary else b"Cookie"
-    kept.append((b"vary", vary))
-    return kept
+    def declared_use(self, scope: Scope) -> Use | None:
+        """What `session_access` declares for the view that a request will reach; None: nothing.
+
+        Asked only in a process where something is declared. Never raises.
+        """
+        return None
+
+    def check_declared(self, scope: Scope, use: Use) -> None:
+        """Told, once the application is through, what a request was given. Never raises."""
 
 
 class _Exchange:
     """The application's side of one request: its `receive` and its `send`."""
 
-    __slots__ = ("_middleware", "_receive", "_send", "_visit", "failed", "started", "streamed")
+    __slots__ = (
+        *("_middleware", "_receive", "_scope", "_send", "_visit"),
+        *("failed", "left", "started", "streamed"),
+    )
 
     def __init__(
-        self, middleware: SessionMiddleware, visit: Visit, receive: Receive, send: Send
+        self,
+        middleware: SessionMiddleware,
+        visit: Visit,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
     ) -> None:
         self._middleware = middleware
         self._visit = visit
+        self._scope = scope
         self._receive = receive
         self._send = send
         self.started = False
         self.streamed = False
+        self.left = False  # the application has returned
         self.failed: OSError | None = None
 
     def has_told(self, error: BaseException | None) -> bool:
@@ -336,6 +371,9 @@ class _Exchange:
         if self.failed:
             raise self.failed
         if message["type"] == "http.response.start" and not self.started:
+            left = self.left
+            if left:
+                raise OSError("the application has returned without an answer")
             self.started = True
             visit = self._visit
             session = visit.session  # the visit's is let go when the application returns
@@ -345,15 +383,25 @@ class _Exchange:
                 # Not raised into the application: a handler of its own might answer 200 to it.
                 self.failed = OSError("the response was replaced: its session was not stored")
                 log.error("a request's session was not stored: %s", error, exc_info=error)
-                await _answer(partial(self._send_failure, session), 500, b"Internal Server Error\n")
-                return
+                not_stored = error
             except BaseException:
                 self.started = False  # cancelled; if the application answers after all, so do we
+                if self.left:  # nobody else gives it up
+                    await visit.discard(session)
                 raise
-            visit.cookie_can_be_sent = False
-            if session.accessed or visit.cookie is not _KEEP:
-                message = self._middleware.with_cookie(message, visit, session)
-        elif message.get("more_body"):
+            else:
+                visit.cookie_can_be_sent = False
+                if session.accessed or visit.cookie is not _KEEP:
+                    message = self._middleware.with_cookie(message, visit, session)
+                await self._send(message)
+                return
+            try:
+                send = partial(self._send_failure, session)
+                await self._middleware.answer(not_stored, self._scope, send, handler_ran=True)
+            finally:
+                del not_stored  # it knows this frame, which knew it
+            return
+        if message.get("more_body"):
             self.streamed = True
         await self._send(message)
 
@@ -367,32 +415,20 @@ class _Exchange:
 
 
 def _report_late_changes(session: Session) -> None:
-    """Log what a stream changed inside its session, since nobody is left to be raised at."""
+    """Log what a stream or a socket changed inside its session: nobody is left to be raised at."""
     try:
         delta = session._delta()
     except SessionError as error:
-        log.error("session %s was changed after its end: %s", session.key, error)
+        log.error("session %s was changed without its lock: %s", session.key, error)
         return
     if delta.changes:
         keys = ", ".join(map(repr, (*delta.set, *delta.removed)))
         log.error(
-            "session %s was changed after its end, under %s, and that is not stored; a stream "
-            "changes its session inside `async with session.exclusive()`",
+            "session %s was changed without its lock, under %s, and that is not stored; a stream "
+            "or a WebSocket changes its session inside `async with session.exclusive()`",
             session.key,
             keys,
         )
-
-
-async def _answer(send: Send, status: int, body: bytes, retry_after: int | None = None) -> None:
-    headers = [
-        (b"content-type", b"text/plain; charset=utf-8"),
-        (b"content-length", str(len(body)).encode()),
-        (b"cache-control", b"no-store"),
-    ]
-    if retry_after is not None:
-        headers.append((b"retry-after", str(retry_after).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 @lru_cache(maxsize=_KEPT_HOLDERS)

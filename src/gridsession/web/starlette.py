@@ -15,10 +15,59 @@ except ImportError as error:
         "gridsession.web.starlette needs Starlette: pip install gridsession[starlette]"
     ) from error
 
+from gridsession.provider.log import log
 from gridsession.session import Session
-from gridsession.web.asgi import SessionMiddleware
+from gridsession.settings import Use
+from gridsession.web import asgi
+from gridsession.web.access import session_access
+from gridsession.web.answers import Failure
+from gridsession.web.routes import RouterNotFound, use_ahead, use_of_endpoint
+from gridsession.web.types import Scope
 
-__all__ = ["CurrentSession", "SessionMiddleware", "session_of"]
+__all__ = ["CurrentSession", "Failure", "SessionMiddleware", "session_access", "session_of"]
+
+
+class SessionMiddleware(asgi.SessionMiddleware):
+    """Sessions for a Starlette or FastAPI application, whose views' `session_access` it heeds.
+
+    Args: as `gridsession.web.asgi.SessionMiddleware`.
+    """
+
+    _said_unknown = False
+    _said_missed = False
+
+    def declared_use(self, scope: Scope) -> Use | None:
+        try:
+            return use_ahead(self.app, scope, type(self))
+        except Exception as error:
+            # A route that fails to match fails in the router too, inside of the application,
+            # whose own handlers answer to it.
+            if not self._said_unknown:
+                self._said_unknown = True
+                log.warning(
+                    "which view a request will reach cannot be known, and what session_access "
+                    "declares has no effect there: access goes by path rules. %s",
+                    "Middleware hides the router: let it keep what it wraps as its attribute "
+                    "`app`, or install SessionMiddleware with app.add_middleware"
+                    if isinstance(error, RouterNotFound)
+                    else "A route failed to match",
+                    exc_info=None if isinstance(error, RouterNotFound) else error,
+                )
+            return None
+
+    def check_declared(self, scope: Scope, use: Use) -> None:
+        # Starlette's routers leave in the scope what they came to.
+        endpoint = scope.get("endpoint")
+        wanted = use_of_endpoint(endpoint, scope)
+        if wanted not in (None, use) and not (self._said_missed or self._said_unknown):
+            self._said_missed = True
+            log.warning(
+                "the view %s declares session_access %r and was run with %r: middleware inside of "
+                "SessionMiddleware changed the path, or hides a router",
+                getattr(endpoint, "__qualname__", type(endpoint).__name__),
+                str(wanted and wanted.access),
+                str(use.access),
+            )
 
 
 def session_of(connection: HTTPConnection) -> Session:
