@@ -13,11 +13,18 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 
-from gridsession import GridFull, GridUnavailable, SessionFormatError, SessionNotAvailable
+from gridsession import (
+    GridFull,
+    GridUnavailable,
+    Session,
+    SessionFormatError,
+    SessionNotAvailable,
+)
 from gridsession.grids.contract import NewRecord
 from gridsession.identity import new_id
 from gridsession.testing import ManualClock
 from gridsession.web.starlette import SessionMiddleware
+from gridsession.web.types import Receive, Scope, Send
 from tests.provider.harness import (
     Outage,
     Spy,
@@ -26,12 +33,18 @@ from tests.provider.harness import (
     in_loop,
     is_free,
     provider_on,
+    steps,
     stored,
     until,
 )
 from tests.web.driver import FRAMEWORKS, Asked, Browser, Reply, browsing
 
 ALL = pytest.mark.parametrize("framework", FRAMEWORKS)
+
+
+async def answer_200(send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"all right"})
 
 
 async def shop(asked: Asked) -> Reply:
@@ -182,6 +195,72 @@ async def test_the_commit_is_there_before_the_headers_leave(grid: Spy, framework
         assert seen == [(2, True)]
 
 
+@in_loop
+async def test_an_answer_cancelled_in_its_wait_for_a_block_may_be_given_again(grid: Spy) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        session: Session = scope["session"]
+        session["n"] = 1
+        entered, go_on = asyncio.Event(), asyncio.Event()
+
+        async def work() -> None:
+            async with session.exclusive() as s:
+                entered.set()
+                await go_on.wait()
+                s["n"] += 1
+
+        task = asyncio.create_task(work())
+        await entered.wait()
+        try:
+            async with asyncio.timeout(0):
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+        except TimeoutError:
+            go_on.set()
+            await task
+            await send({"type": "http.response.start", "status": 504, "headers": []})
+        await send({"type": "http.response.body", "body": b"too slow"})
+
+    async with provider_on(grid) as provider:
+        browser = Browser(SessionMiddleware(app, provider=provider), provider)
+        browser.cookie = await stored(provider, n=0)
+        answer = await browser.ask()
+        assert (answer.status, answer.body, answer.error) == (504, b"too slow", None)
+        assert await data_of(provider, browser.cookie) == {"n": 2}
+        assert await is_free(grid, browser.cookie)
+
+
+@pytest.mark.parametrize("member", ["save", "release"])
+@in_loop
+async def test_headers_do_not_wait_for_who_waits_for_the_turn_of_who_sends_them(
+    grid: Spy, member: str
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        session: Session = scope["session"]
+        inside = asyncio.Event()
+
+        async def answer() -> None:
+            async with session.exclusive() as s:
+                inside.set()
+                await steps(5)  # the other waits for its turn meanwhile
+                s["n"] += 1
+                await answer_200(send)
+
+        async def store(s: Session) -> None:
+            await inside.wait()
+            await getattr(s, member)()
+
+        async with session.exclusive() as s:
+            await asyncio.gather(answer(), store(s))
+
+    options = {"access": "read_only", "lock_wait_timeout": 0.5}
+    async with provider_on(grid, **options) as provider:
+        browser = Browser(SessionMiddleware(app, provider=provider), provider)
+        browser.cookie = await stored(provider, n=0)
+        answer = await browser.ask()
+        assert (answer.status, answer.body, answer.error) == (200, b"all right", None)
+        assert await data_of(provider, browser.cookie) == {"n": 1}
+        assert await is_free(grid, browser.cookie)
+
+
 @ALL
 @in_loop
 async def test_release_lets_the_next_request_in_while_this_one_goes_on(
@@ -192,6 +271,79 @@ async def test_release_lets_the_next_request_in_while_this_one_goes_on(
         grid.calls.clear()
         assert (await browser.ask(path="/release")).status == 200
         assert grid.asked == ["acquire", "commit"]
+
+
+# -- an answer that comes when the application has left ------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["returns", "raises"])
+@in_loop
+async def test_an_answer_that_is_cancelled_when_the_application_has_left_gives_the_lock_back(
+    grid: Spy, how: str
+) -> None:
+    tasks: list[asyncio.Task[None]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        session: Session = scope["session"]
+        session["n"] = 1
+        entered = asyncio.Event()
+
+        async def never_end() -> None:
+            async with session.exclusive():
+                entered.set()
+                await asyncio.Event().wait()
+
+        tasks.append(asyncio.create_task(never_end()))
+        await entered.wait()
+        tasks.append(asyncio.create_task(answer_200(send)))
+        await steps(5)  # it waits for the block
+        if how == "raises":
+            raise ZeroDivisionError
+
+    async with provider_on(grid, lock_lease=0.06) as provider:
+        browser = Browser(SessionMiddleware(app, provider=provider), provider)
+        browser.cookie = await stored(provider, n=0)
+        answer = await browser.start().answered()
+        assert isinstance(answer.error, ZeroDivisionError) is (how == "raises")
+        assert not await is_free(grid, browser.cookie)  # it may still be answered
+        await until(lambda: ("renew", [True]) in grid.outcomes)
+        stuck, answering = tasks
+        answering.cancel()
+        await asyncio.wait((answering,))
+        assert answering.cancelled()
+        assert not stuck.done()
+        assert answer.sent == []
+        assert await is_free(grid, browser.cookie)
+        grid.outcomes.clear()
+        async with provider.open(await stored(provider, n=0)):
+            await until(lambda: "renew" in dict(grid.outcomes))
+        assert dict(grid.outcomes)["renew"] == [True]  # for the other's lock, and for no more
+        stuck.cancel()
+        assert await data_of(provider, browser.cookie) == {"n": 0}
+
+
+@pytest.mark.parametrize("how", ["returns", "raises"])
+@in_loop
+async def test_nobody_listens_to_an_answer_that_begins_when_the_application_has_left(
+    grid: Spy, how: str
+) -> None:
+    late: list[Send] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["session"]["n"] = 1
+        late.append(send)
+        if how == "raises":
+            raise ZeroDivisionError
+
+    async with provider_on(grid) as provider:
+        browser = Browser(SessionMiddleware(app, provider=provider), provider)
+        browser.cookie = await stored(provider, n=0)
+        answer = await browser.start().answered()
+        with pytest.raises(OSError, match="returned without an answer"):
+            await answer_200(late[0])
+        assert answer.sent == []
+        assert await data_of(provider, browser.cookie) == {"n": 0}
+        assert await is_free(grid, browser.cookie)
 
 
 # -- a commit that fails -----------------------------------------------------------------------
