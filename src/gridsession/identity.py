@@ -14,6 +14,7 @@ import re
 from base64 import urlsafe_b64encode
 from binascii import a2b_base64
 from collections.abc import Iterable
+from functools import lru_cache
 from hashlib import sha256
 from string import ascii_letters, digits
 from typing import Literal, NamedTuple
@@ -21,6 +22,7 @@ from typing import Literal, NamedTuple
 HANDLE_BYTES = 16  # 128 bits; ASP.NET: 120
 SECRET_BYTES = 32
 ID_BYTES = HANDLE_BYTES + SECRET_BYTES
+_LENGTH = 64  # characters of an id
 _ALPHABET = bytes(sorted({*ascii_letters.encode(), *digits.encode(), *b"-_"}))
 _FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _EPOCH = "Thu, 01 Jan 1970 00:00:00 GMT"
@@ -57,7 +59,14 @@ def rotated_id(handle: bytes, random: bytes) -> str:
 
 def parse_id(text: bytes) -> Identity | None:
     """A session id taken apart; None for anything that `new_id` cannot have made."""
-    if len(text) != 64 or text.translate(None, _ALPHABET):  # something else is left
+    return _parse(text) if len(text) == _LENGTH else None
+
+
+# A browser's next request brings the same id, and two hashes are a twentieth of what a session
+# adds to a request. A few are kept, in memory only, where nothing lists them.
+@lru_cache(maxsize=512)
+def _parse(text: bytes) -> Identity | None:
+    if text.translate(None, _ALPHABET):  # something else is left
         return None
     raw = a2b_base64(text.translate(_FROM_URL_SAFE))
     handle = raw[:HANDLE_BYTES]

@@ -81,6 +81,8 @@ class AccessRules:
 
     def use_of(self, method: str, path: str) -> Use:
         """The use that a request asks for. What is said of GET holds for HEAD."""
+        if not self._rules:
+            return self._default
         if method == "HEAD":
             method = "GET"
         for wanted, pattern, use in self._rules:

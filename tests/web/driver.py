@@ -1,8 +1,22 @@
 """A browser, a server and an application, for any framework: one suite asks them all.
 
-An adapter joins the suite by an entry in `FRAMEWORKS`: a function that makes an application out of
-one handler, which answers everything, and of the options of its middleware, which it installs the
-way that users of the framework do.
+An adapter joins the suite by an entry in `FRAMEWORKS`, and passes when `pytest tests/web -k NAME`
+does: the life cycle of a session, cookies, access, errors, clients that go, streams, tasks beside
+the response, many requests at once, hostile ones, and each of them cancelled at any await. The
+entry is a function of one handler and of the options of the adapter's middleware; it returns an
+ASGI application
+
+- that installs the middleware the way that users of the framework do, with all of the options, of
+  which `provider` is always one or they are `SessionOptions`, and serves its lifespan;
+- that calls the handler for every path and each of `METHODS`, with the session as the framework
+  shows it to its users, the path as it came, and the request's whole body;
+- that answers with the `Reply`: its status, headers and body, or its chunks one by one, and then
+  runs its background work, by the framework's own means;
+- out of which the handler's exceptions leave, as uncaught ones leave the framework.
+
+What a framework has of its own (parameters, decorators, WebSockets) is tested beside the suite, in
+files that are not parametrised by `FRAMEWORKS`. One that speaks no ASGI needs a bridge here that
+does: `Browser` knows nothing else.
 """
 
 from __future__ import annotations
