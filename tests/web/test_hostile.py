@@ -642,3 +642,32 @@ def test_the_attacks_are_what_they_are_said_to_be() -> None:
             identity = parse_id(value)
             assert identity is not None
             assert (identity.key == key, identity.secret == secret) == same
+
+
+@pytest.mark.usefixtures("tracing")
+@in_loop
+async def test_paths_are_not_kept(grid: Spy) -> None:
+    # Without framework: Starlette's `request.url` leaves 128 of them in a cache of urllib's.
+    async with browsing("asgi", read, grid) as browser:
+        for length in (10, 20_000):  # the first are kept, as those of an application would be
+            for n in range(600):
+                answer = await browser.start(path=f"/{n}" + "a" * length).answered()
+                assert answer.status == 200
+            if length == 10:
+                before = traced()
+        assert traced() - before < 1 << 20
+
+
+@pytest.mark.usefixtures("tracing")
+@ALL
+@in_loop
+async def test_refusals_for_a_wrong_setting_keep_nothing(framework: str) -> None:
+    app = FRAMEWORKS[framework](read, timeout=-1)
+    async with provider_on(MemoryGrid()) as nobodys:
+        browser = Browser(app, nobodys)
+        browser.cookie = "A" * 1_000
+        for number in range(400):
+            assert (await browser.ask()).status == 500
+            if number == 199:
+                before = traced()
+        assert traced() - before < KEPT_BYTES

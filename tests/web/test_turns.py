@@ -299,3 +299,23 @@ async def test_two_waiters_of_which_one_leaves_at_each_moment(grid: Spy) -> None
             assert await is_free(grid, browser.cookie)
             n = (await data_of(browser.provider, browser.cookie))["n"]
             assert n == 1 + bool(exchanges[0].sent)
+
+
+@ALL
+@pytest.mark.parametrize("size", [1_000, 65_537, 1_000_000])
+@in_loop
+async def test_a_client_that_leaves_the_queue_after_a_whole_body_is_forgotten(
+    grid: Spy, framework: str, size: int
+) -> None:
+    async def handler(asked: Asked) -> Reply:
+        raise AssertionError("the handler ran")
+
+    async with browsing(framework, handler, grid) as browser:
+        browser.cookie = await stored(browser.provider, n=0)
+        async with Holder(browser.provider, browser.cookie):
+            exchange = browser.start("POST", body=[b"x" * size])
+            await until(lambda: "wait" in grid.calls)
+            exchange.leave()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert exchange.task.done()

@@ -205,8 +205,8 @@ class SessionMiddleware:
             else:  # which one is meant can't be known: a neighbouring domain may have planted one
                 name, times = self._reader.name, len(values)
                 log.warning("the cookie %s came %d times; none counts", name, times)
-        first = (path + "/").split("/", 2)[1]
-        return Visit(self.provider, session_id, use, _holder(method, first))
+        first = (path + "/").split("/", 2)[1]  # 33 characters of it are too many already
+        return Visit(self.provider, session_id, use, _holder(method, first[:33]))
 
     async def _wait_turn(self, visit: Visit, busy: Busy, receive: Receive) -> Receive | None:
         """Wait for the lock, or until the client is gone: then None. What came is replayed."""
@@ -369,7 +369,7 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if self.failed:
-            raise self.failed
+            raise self.failed.with_traceback(None)
         if message["type"] == "http.response.start" and not self.started:
             left = self.left
             if left:

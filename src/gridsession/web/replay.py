@@ -16,17 +16,18 @@ class Replay:
     (Starlette's BaseHTTPMiddleware makes such) may not survive that.
     """
 
-    __slots__ = ("_came", "_kept", "_pending", "_receive")
+    __slots__ = ("_came", "_kept", "_pending", "_receive", "_whole")
 
     def __init__(self, came: list[Message], receive: Receive) -> None:
         self._came = came
         self._kept = 0
+        self._whole = False  # the body has come: all that is left to come is the client's going
         self._pending: asyncio.Future[Message] | None = None
         self._receive = receive
 
     def ahead(self) -> list[asyncio.Future[Message]]:
         """The receiving that is under way; none where enough is kept already."""
-        if self._pending is None and self._kept <= _REPLAYED_BYTES:
+        if self._pending is None and (self._whole or self._kept <= _REPLAYED_BYTES):
             self._pending = asyncio.ensure_future(self._receive())
         return [] if self._pending is None else [self._pending]
 
@@ -38,6 +39,7 @@ class Replay:
         self._pending = None
         self._came.append(message)
         self._kept += len(message.get("body", b""))
+        self._whole = not message.get("more_body")
         return bool(message["type"] == "http.disconnect")
 
     def drop(self) -> None:
