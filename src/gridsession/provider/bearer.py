@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,13 @@ class Bearer:
         while bearer._outer is not None:
             bearer = bearer._outer
         return bearer
+
+    def _outward(self) -> Iterator[Bearer]:
+        """This one, and what it is a block of, out to the request's own."""
+        bearer: Bearer | None = self
+        while bearer is not None:
+            yield bearer
+            bearer = bearer._outer
 
     @property
     def session_id(self) -> str:
@@ -116,12 +124,10 @@ class Bearer:
 
     def _be_known_as(self, known: tuple[bytes, Identity] | None) -> None:
         """Have another id from now on, here and in the request that this is a block of; or none."""
-        bearer: Bearer | None = self
-        while bearer is not None:
+        for bearer in self._outward():
             bearer._id, bearer._identity = known or (None, None)
             bearer._stored = known is not None
             bearer.cookie = _REMOVE if known is None else _SET
-            bearer = bearer._outer
 
     def _forget_id(self) -> None:
         self._identity = None
@@ -129,10 +135,8 @@ class Bearer:
 
     def _forget_new_id(self) -> None:
         """The same for an id that nothing is stored under, here and as `_be_known_as`."""
-        bearer: Bearer | None = self
-        while bearer is not None:
+        for bearer in self._outward():
             bearer._forget_id()
-            bearer = bearer._outer
 
     # -- headers that wait --------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""TaskTurns among the tasks of one request, and the open blocks of `session.exclusive()`.
+"""Turns among the tasks of one request, and the open blocks of `session.exclusive()`.
 
 The lock in the grid sets requests apart, not the tasks that a request starts. What must not be
 mixed among those is done in a turn: a block of `exclusive()`, a `save()`, the request's end.
