@@ -7,6 +7,7 @@ going beside a stream, and cancels it; gunicorn speaks 2.4. A plain response is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -165,6 +166,35 @@ def test_a_handler_that_its_server_cancels_at_its_end_is_undone(
                 assert not grid.is_locked(cookie)  # it has not been left to its lease
             assert (await stored(other, cookie))["numbers"] == [0]
             assert (await post(other, "/add?n=3", cookie)).status == 200
+
+        run(main())
+
+
+@ENDS
+@pytest.mark.parametrize("holds", ["here", "elsewhere"])
+def test_those_who_wait_leave_nothing_when_their_server_ends(
+    tmp_path: Path, command: tuple[str, ...], holds: str
+) -> None:
+    with farm_in(tmp_path) as farm:
+        server, other = farm.start(*command), farm.uvicorn()
+
+        async def main() -> None:
+            cookie = await new_session(other)
+            holder = server if holds == "here" else other
+            async with contextlib.AsyncExitStack() as clients:
+                await clients.enter_async_context(Client(holder, "/gated?name=held&n=1", cookie))
+                await until("the holder", (farm.marks / "in-held").exists)
+                with peek(farm.grid) as grid:
+                    for n in range(2, 5):
+                        await clients.enter_async_context(Client(server, f"/add?n={n}", cookie))
+                    await until("three tickets", lambda: grid.tickets(cookie) == 3)
+                    await asyncio.to_thread(server.stop)
+                    assert grid.tickets(cookie) == 0
+                    assert grid.is_locked(cookie) is (holds == "elsewhere")
+                    farm.mark("go-held")
+                    await until("a free lock", lambda: not grid.is_locked(cookie), PROMPT)
+            expected = [0] if holds == "here" else [0, 1]
+            assert (await stored(other, cookie))["numbers"] == expected
 
         run(main())
 

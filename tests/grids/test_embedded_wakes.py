@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from gridsession.grids.contract import Busy, Missing, QueueFull
 from gridsession.grids.embedded import EmbeddedGrid, mailbox
 from gridsession.grids.embedded.mailbox import SocketBells
 from gridsession.grids.embedded.place import Place
+from gridsession.grids.memory import MemoryGrid
 from gridsession.testing.contract_hooks import Visitor, a_change, a_claim
 from tests.grids.embedded_process import Child, memory_folder
 from tests.grids.embedded_words import counted, opened, visitor
@@ -109,6 +111,29 @@ def test_a_few_datagrams_ring_nobody_else(folder: Path) -> None:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.02):
                     await bells.wait(other, 60.0)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", ["memory", "embedded", "durable"])
+def test_a_refused_request_leaves_no_bell_listening(folder: Path, kind: str) -> None:
+    """Nobody takes a refused token back: what it left would be there for good."""
+
+    async def run() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            grid: MemoryGrid | EmbeddedGrid = MemoryGrid()
+            if kind != "memory":
+                grid = await stack.enter_async_context(opened(folder, durable=kind == "durable"))
+            there, stranger = Visitor(grid), Visitor(grid)
+            await there.create(b"0", claim=a_claim())
+            stranger.key = there.key
+            assert type(await there.acquire(a_claim(queue_limit=0))) is QueueFull
+            assert type(await there.read(watch=a_claim(queue_limit=0))) is QueueFull
+            assert type(await stranger.acquire(a_claim())) is Missing
+            assert type(await stranger.read(watch=a_claim())) is Missing
+            assert not grid._bells.listeners
+            assert type(await there.acquire(a_claim())) is Busy  # it does listen
+            assert len(grid._bells.listeners) == 1
 
     asyncio.run(run())
 

@@ -192,13 +192,12 @@ async def test_a_cookie_that_came_twice_is_none(
             [(b"cookie", f"session={mine}".encode()), (b"cookie", b"session=x")],
         ):
             grid.calls.clear()
-            caplog.clear()
             answer = await browser.start(path="/read", headers=headers).answered()
             assert answer.body == b"None"
             assert grid.asked == []
-            (record,) = [r for r in caplog.records if "came 2 times" in r.getMessage()]
-            assert record.levelno == logging.WARNING
-            assert mine not in record.getMessage()  # type: ignore[operator]
+        (record,) = [r for r in caplog.records if "came 2 times" in r.getMessage()]
+        assert record.levelno == logging.WARNING  # one for both: any client can cause it
+        assert mine not in record.getMessage()  # type: ignore[operator]
         two = [(b"cookie", f"session={mine}; session=".encode())]
         answer = await browser.start(path="/add", headers=two).answered()
         assert answer.set_cookie

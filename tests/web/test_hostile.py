@@ -431,6 +431,7 @@ async def test_the_work_for_a_cookie_does_not_depend_on_what_it_holds(clock: Man
         meter = Meter(plain(read, provider=provider))
         victim = await stored(provider, n=1)
         meter.work([cookie("x")])  # the first of all keeps things for the next
+        meter.work([cookie("x"), cookie("x")])  # the first of them is logged
 
         none = meter.work([])
         wrong_length = {meter.work([cookie("A" * n)]) for n in (1, 63, 65, 1_000, 100_000)}

@@ -319,3 +319,40 @@ async def test_a_client_that_leaves_the_queue_after_a_whole_body_is_forgotten(
             for _ in range(20):
                 await asyncio.sleep(0)
             assert exchange.task.done()
+
+
+# -- at the end of the server -------------------------------------------------------------------
+
+
+@ALL
+@pytest.mark.parametrize("cancelled", [False, True], ids=["running", "cancelled"])
+@in_loop
+async def test_the_end_of_the_server_sends_away_who_waits(
+    grid: Spy, framework: str, cancelled: bool
+) -> None:
+    """Before the grid closes: a ticket, or a lock that was just handed over, would stay behind.
+
+    Some servers cancel what is under way in the moment in which they end the lifespan, some let
+    it run.
+    """
+
+    async def handler(asked: Asked) -> Reply:
+        raise AssertionError("the handler ran")
+
+    async with provider_on(grid) as elsewhere:
+        cookie = await stored(elsewhere, n=0)
+        async with Holder(elsewhere, cookie) as holder:
+            async with browsing(framework, handler, grid) as browser:
+                browser.cookie = cookie
+                exchange = browser.start("POST")
+                await until(lambda: "wait" in grid.calls)
+                grid.calls.clear()
+                if cancelled:
+                    exchange.task.cancel()
+            assert grid.calls.count("release") == 1  # all is told when the provider has closed
+            if not cancelled:
+                assert (await exchange.answered()).status == 503
+                assert exchange.header("retry-after")
+            await asyncio.wait([exchange.task])
+            await holder.let_go()
+        assert await is_free(grid, cookie)

@@ -204,6 +204,9 @@ class _DictTable:
         self._bells.listen(token)
         return b""  # everybody is in this process and is found by token
 
+    def hush(self, token: bytes) -> None:
+        self._bells.forget(token)
+
 
 def server_workers(argv: Sequence[str], environ: Mapping[str, str]) -> int | None:
     """How many workers this process's command line asks its server for; None when unknown."""

@@ -76,6 +76,10 @@ class Table(Protocol):
         """The address at which a ticket's owner can be rung, who listens from now on."""
         ...
 
+    def hush(self, token: bytes) -> None:
+        """Nobody will wait for the bell that was asked for."""
+        ...
+
 
 def create(table: Table, key: bytes, new: NewRecord, claim: Claim | None) -> Committed | Exists:
     there = table.load(key)
@@ -97,8 +101,11 @@ def acquire(
     if record is None:
         return MISSING
     token = claim.token
-    bell = table.bell(token) if record.is_contended(token) else b""
+    contended = record.is_contended(token)
+    bell = table.bell(token) if contended else b""
     outcome = record.acquire(table.now, secret, claim, bell)
+    if contended and type(outcome) is not Busy:
+        table.hush(token)
     if type(outcome) is Granted:
         outcome.snapshot.payload = table.payload(key)
     _keep(table, key, record)
@@ -114,6 +121,8 @@ def read(
     contended = watch is not None and record.is_contended(watch.token)
     bell = table.bell(watch.token) if watch is not None and contended else b""
     outcome = record.read(table.now, secret, watch, seen, bell)
+    if watch is not None and contended and type(outcome) is not Busy:
+        table.hush(watch.token)
     if type(outcome) is Found:
         outcome.snapshot.payload = table.payload(key)
     _keep(table, key, record)

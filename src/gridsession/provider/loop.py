@@ -55,6 +55,7 @@ class LoopWork:
         self._book = LeaseBook(execution_timeout)
         self.drop = self._book.drop  # renew a lock no more; args: its token
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._waiting: set[asyncio.Task[Any]] = set()  # of them, those that wait for a lock
         self._renewal: asyncio.TimerHandle | None = None
         self._skipped = 0
         self._closed = False
@@ -72,9 +73,22 @@ class LoopWork:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def wait_in_line(self, waiting: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a request's waiting for its lock. It is cancelled when the provider closes, which
+        lets it withdraw before the grid closes.
+        """
+        task = self.run(waiting)
+        self._waiting.add(task)
+        task.add_done_callback(self._waiting.discard)
+        return task
+
     async def close(self) -> None:
-        """Stop; wait for what is under way, which ends at its own bounds."""
+        """Stop; send those who wait for a lock away; wait for what is under way, which ends at its
+        own bounds.
+        """
         self._stop()
+        for waiting in list(self._waiting):
+            waiting.cancel()
         while self._tasks:
             await asyncio.wait(self._tasks)
 

@@ -102,6 +102,10 @@ class Turn(Bearer):
             self.leave()
             raise
 
+    def wait_in_line(self, busy: Busy) -> asyncio.Task[None]:
+        """`wait` as a task, which is cancelled where the provider closes."""
+        return self._work.wait_in_line(self.wait(busy))
+
     async def wait(self, busy: Busy) -> None:
         """Wait until the session is ready."""
         identity, claim = self._identity, self._claim

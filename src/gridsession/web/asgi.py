@@ -7,10 +7,7 @@ response's headers leave, so that the browser's next request sees what this one 
 from __future__ import annotations
 
 import asyncio
-import os
-import platform
-import re
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Unpack
 
 from gridsession.errors import GridUnavailable, SessionError, SettingsError
@@ -18,18 +15,16 @@ from gridsession.grids.contract import Busy
 from gridsession.identity import CookieReader, CookieWriter
 from gridsession.provider import SessionProvider
 from gridsession.provider.bearer import Cookie
-from gridsession.provider.log import log
+from gridsession.provider.log import Seldom, log
 from gridsession.provider.visit import Visit
 from gridsession.session import Session
 from gridsession.settings import Access, SessionOptions, SessionSettings, Use
 from gridsession.web import access as declarations
 from gridsession.web.answers import OnError, answer, retry_after, varying_by_cookie
+from gridsession.web.holders import holder
 from gridsession.web.replay import Replay
 from gridsession.web.types import ASGIApp, Message, Receive, Scope, Send
 
-_KEPT_HOLDERS = 512
-_HOST = platform.node().partition(".")[0] or "localhost"
-_SEGMENT = re.compile(r"[A-Za-z0-9._~-]{1,32}")
 # Looked at in each request, and an Enum's members are slow to find.
 _NONE, _KEEP, _SET, _REMOVE = Access.NONE, Cookie.KEEP, Cookie.SET, Cookie.REMOVE
 
@@ -66,6 +61,7 @@ class SessionMiddleware:
         self.app = app
         self.error: SettingsError | None = None
         self._said_broken = False
+        self._several = Seldom()
         self._on_error = on_error if callable(on_error) else None
         try:
             if sum((settings is not None, provider is not None, bool(options))) > 1:
@@ -204,13 +200,12 @@ class SessionMiddleware:
                 session_id = values[0]
             else:  # which one is meant can't be known: a neighbouring domain may have planted one
                 name, times = self._reader.name, len(values)
-                log.warning("the cookie %s came %d times; none counts", name, times)
-        first = (path + "/").split("/", 2)[1]  # 33 characters of it are too many already
-        return Visit(self.provider, session_id, use, _holder(method, first[:33]))
+                self._several.warning("the cookie %s came %d times; none counts", name, times)
+        return Visit(self.provider, session_id, use, holder(method, path))
 
     async def _wait_turn(self, visit: Visit, busy: Busy, receive: Receive) -> Receive | None:
         """Wait for the lock, or until the client is gone: then None. What came is replayed."""
-        turn = asyncio.ensure_future(visit.wait(busy))
+        turn = visit.wait_in_line(busy)
         replay = Replay([], receive)
         try:
             try:
@@ -220,6 +215,8 @@ class SessionMiddleware:
                     if replay.client_has_left() and not turn.done():
                         replay.drop()
                         return None
+                if turn.cancelled():
+                    raise GridUnavailable("the server stops; this request waited for its turn")
                 await turn
                 return replay
             finally:
@@ -429,16 +426,3 @@ def _report_late_changes(session: Session) -> None:
             session.key,
             keys,
         )
-
-
-@lru_cache(maxsize=_KEPT_HOLDERS)
-def _holder(method: str, first: str) -> str:
-    """Who holds a lock, for those who wait for it: of the path its first segment, never the whole,
-    which may hold secrets.
-    """
-    shown = first if not first or _SEGMENT.fullmatch(first) else "…"
-    return f"{method[:16]} /{shown} · {_HOST} · pid {os.getpid()}"
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_holder.cache_clear)  # another pid

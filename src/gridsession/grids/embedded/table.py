@@ -133,3 +133,6 @@ class LmdbTable:
             self._bells.listen(token)
             return self._bells.address()
         return self.address  # on the writer's thread: made, and listened at, before
+
+    def hush(self, token: bytes) -> None:
+        self._bells.forget(token)
