@@ -1,7 +1,7 @@
 # Each target sets up what it needs by itself: see scripts/bootstrap.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench soak lock clean
+.PHONY: help run test check format docs bench soak lock clean
 MAKEFLAGS += --no-print-directory
 
 VENV_PYTHON := .venv/bin/python
@@ -37,6 +37,11 @@ format: ## Format the code and mend what ruff can mend
 	@scripts/bootstrap dev
 	@$(VENV_PYTHON) -m ruff check --fix-only
 	@$(VENV_PYTHON) -m ruff format
+
+docs: ## Write docs/settings.md anew from the docstrings
+	@scripts/bootstrap dev
+	@$(VENV_PYTHON) scripts/settings_reference.py >docs/settings.md.new
+	@mv docs/settings.md.new docs/settings.md
 
 bench: ## Run the benchmarks; ARGS goes to them
 	@scripts/bootstrap bench

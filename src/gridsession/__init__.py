@@ -1,5 +1,6 @@
 """Server-side session state for Python web farms: locked, shared, nothing lost."""
 
+from gridsession.access import Access
 from gridsession.errors import (
     GridFull,
     GridUnavailable,
@@ -20,7 +21,7 @@ from gridsession.errors import (
 from gridsession.payload import register_type
 from gridsession.provider import SessionProvider
 from gridsession.session import Session
-from gridsession.settings import Access, SessionSettings
+from gridsession.settings import SessionSettings
 
 __all__ = [
     "Access",

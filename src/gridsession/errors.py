@@ -82,3 +82,7 @@ class SessionFormatError(SessionError):
 
 class SettingsError(SessionError, ValueError):
     """A setting cannot be used."""
+
+    def __init__(self, message: str | None = None, *, option: str | None = None) -> None:
+        super().__init__(message)
+        self.option = option  # its name, where it is one that is wrong: who loaded it knows whence

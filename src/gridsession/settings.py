@@ -2,103 +2,61 @@
 
 from __future__ import annotations
 
-import difflib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
-from enum import StrEnum
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 
+from gridsession.access import Access, AccessKind, AccessRules, Use
 from gridsession.errors import SettingsError
 from gridsession.identity import SameSite, default_cookie_name
+from gridsession.sources.connection_string import Address, RedisAddress, parse, redacted
+from gridsession.sources.environment import read_environment
+from gridsession.sources.files import read_files
+from gridsession.sources.given import CONFIG_VARIABLE, FrameworkSettings, Given, Source
+from gridsession.sources.installed import installed_grids
+from gridsession.sources.kinds import (
+    Choice,
+    Flag,
+    Kind,
+    Names,
+    Seconds,
+    Text,
+    Whole,
+    checked,
+    wrong,
+)
+from gridsession.sources.resolve import resolve
 
 _DAY = 86_400.0
 MAX_TIMEOUT = 3650 * _DAY  # seconds
 _DEFAULT_TIMEOUT = 1200.0  # ASP.NET: 20 minutes
+_SHORT_TIMEOUT = 60.0  # seconds; below, somebody may have meant minutes
+_MIN_RENEWAL = 0.01  # seconds between two renewals of a lease
+_TOKEN = re.compile(r"[A-Za-z0-9!#$&^_.~-]+")
+_NOT_IN_COOKIE = re.compile(r"[;,\s\x00-\x1f\x7f]|[^\x00-\x7f]")
 
-
-class Access(StrEnum):
-    """How a request uses its session."""
-
-    EXCLUSIVE = "exclusive"
-    """Take the lock, see the latest data, write; other exclusive requests wait their turn."""
-    READ_ONLY = "read_only"
-    """See what the last commit left, lock nothing; assignment raises `SessionReadOnly`."""
-    NONE = "none"
-    """No session and no grid call; touching the session raises `SessionNotAvailable`."""
-
-
-class Use(NamedTuple):
-    """An access and, for `read_only`, whether it waits for a writer that is running."""
-
-    access: Access
-    wait_for_writer: bool = False
-
-    @classmethod
-    def parse(cls, text: str) -> Use:
-        """From `exclusive`, `read_only`, `read_only wait_for_writer` or `none`.
-
-        Raises:
-            SettingsError: it is none of these.
-        """
-        name, *flags = (text.split() if isinstance(text, str) else ()) or [""]
-        if name not in set(Access) or flags not in ([], ["wait_for_writer"]):
-            raise SettingsError(
-                f"access {text!r} is unknown; use one of: exclusive, read_only, "
-                "read_only wait_for_writer, none"
-            )
-        if flags and name != Access.READ_ONLY:
-            raise SettingsError(f"access {text!r}: wait_for_writer goes with read_only only")
-        return cls(Access(name), bool(flags))
-
-
-class AccessRules:
-    """Which access a request has, by its method and path; the first rule that matches wins.
-
-    A rule is `[METHOD ]/path`, where `*` stands for any characters, `/` among them. Paths are
-    those that the application sees: without the prefix under which it is mounted.
-    """
-
-    def __init__(self, default: Use, rules: Mapping[str, str]) -> None:
-        self._default = default
-        self._rules = [(*self._compile(pattern), Use.parse(use)) for pattern, use in rules.items()]
-
-    @staticmethod
-    def _compile(pattern: str) -> tuple[str | None, re.Pattern[str]]:
-        method, _, path = pattern.rpartition(" ") if isinstance(pattern, str) else ("", "", "")
-        if not path.startswith(("/", "*")) or (method and not method.isalpha()):
-            raise SettingsError(
-                f"access rule {pattern!r} is unreadable; write '/path/*' or 'GET /path/*'"
-            )
-        # Each part but the last is taken where it comes first, for good: a path that almost
-        # matches a rule with several stars costs no more than one that does.
-        first, *parts = map(re.escape, path.split("*"))
-        last = f".*{parts.pop()}" if parts else ""
-        expression = first + "".join(f"(?>.*?{part})" for part in parts) + last
-        method = "GET" if method.upper() == "HEAD" else method.upper()
-        return method or None, re.compile(expression, re.DOTALL)
-
-    def use_of(self, method: str, path: str) -> Use:
-        """The use that a request asks for. What is said of GET holds for HEAD."""
-        if not self._rules:
-            return self._default
-        if method == "HEAD":
-            method = "GET"
-        for wanted, pattern, use in self._rules:
-            if wanted in (None, method) and pattern.fullmatch(path):
-                return use
-        return self._default
+Time = float | timedelta
+ClientCacheType = Literal["LRU", "Random", "LRU-MaxMemory", "Random-MaxMemory"]
 
 
 class SessionOptions(TypedDict, total=False):
-    """The options of `SessionSettings` as keywords of a middleware, for type checkers."""
+    """What `SessionSettings.load` and the middlewares take as keywords, for type checkers."""
 
     connection_string: str
-    namespace: str
-    timeout: float | timedelta
-    absolute_timeout: float | timedelta | None
+    connection_string_environment_variable: str
+    connection_string_app_setting: str
+    connection_string_element: str
+    namespace: str | None
+    remote_stores: str | list[str] | tuple[str, ...]
+    timeout: Time
+    absolute_timeout: Time | None
+    regenerate_expired_session_id: bool
+    handle_session_end: bool
     access: str | Mapping[str, str]
+    allow_concurrent_requests_per_session: bool
     session_cookie: str | None
     max_age: int | None
     path: str
@@ -107,13 +65,16 @@ class SessionOptions(TypedDict, total=False):
     https_only: bool
     partitioned: bool
     rolling: bool
-    lock_lease: float | timedelta
-    lock_wait_timeout: float | timedelta
-    execution_timeout: float | timedelta
+    lock_lease: Time
+    lock_wait_timeout: Time
+    execution_timeout: Time
     request_queue_limit_per_session: int
+    client_cache_type: ClientCacheType
+    client_cache_capacity: int
     max_payload_bytes: int
-    grid_timeout: float | timedelta
-    sweep_interval: float | timedelta
+    compression_enabled: bool
+    grid_timeout: Time
+    sweep_interval: Time
     if_unreachable_at_start: Literal["serve", "fail"]
 
 
@@ -121,24 +82,39 @@ class SessionOptions(TypedDict, total=False):
 class SessionSettings:
     """What an operator can set. Times are seconds, or `timedelta`.
 
+    Made from arguments alone; `load` looks everywhere else, too, where an option may be set.
+
     Args:
         connection_string: which grid. `embedded:` (default) shares sessions between the workers
             of one machine; `embedded:///path?max_size=512MiB&durable=true` says where and how
-            large; `memory://` keeps them in one process.
-        namespace: sets the sessions of several applications on one grid apart.
+            large; `memory://` keeps them in one process. `load` also takes it from a place that
+            you name.
+        namespace: sets the sessions of several applications on one grid apart. By default the path
+            under which the application knows to be mounted (FastAPI's `root_path`), else `/`;
+            never a request's.
+        remote_stores: names of other sites' grids, asked in this order for a session that is not
+            found here. Checked and kept; does not act yet.
         timeout: idle seconds after which a session expires (1200; ASP.NET: 20 minutes). A
             positive `max_age` given without it sets it.
         absolute_timeout: seconds after which a session expires however much it is used; None.
+        regenerate_expired_session_id: True, always. An id that the grid does not know is never
+            adopted: whoever planted it in a browser would know the session's id.
+        handle_session_end: keep what a session held when it ends, for `on_session_end`. Checked
+            and kept; does not act yet.
         access: `exclusive` (default), `read_only`, `read_only wait_for_writer` or `none`; or
             rules by path, the first that matches: `{"GET /catalog/*": "read_only", "/static/*":
             "none"}`, where what no rule matches is exclusive.
+        allow_concurrent_requests_per_session: let requests of one session that write run at the
+            same time, and merge what they changed. Checked and kept; does not act yet.
         session_cookie: the cookie's name; by default `__Host-session` when `https_only` is on,
             `path` is `/` and there is no `domain`, else `session`.
         max_age: seconds that a browser keeps the cookie; None (default) until it is closed. Zero
             and negative numbers make it forget at once.
-        path, domain: where the browser sends the cookie to.
-        same_site: `lax`, `strict` or `none`. None of them is a protection against CSRF.
-        https_only: send the cookie over HTTPS only.
+        path: where below the site's root the browser sends the cookie to (`/`).
+        domain: where else than to its own host the browser sends the cookie to; None: nowhere.
+        same_site: `lax` (default), `strict` or `none`: whether a browser sends the cookie with
+            requests that another site makes it send. No protection against CSRF by itself.
+        https_only: send the cookie over HTTPS only. Off, for development; set it in production.
         partitioned: keep the cookie apart for each site that embeds this one (needs https_only).
         rolling: send the cookie with each response that used the session, so that `max_age`
             counts from the last use; otherwise only when it is new, rotated or removed.
@@ -148,86 +124,196 @@ class SessionSettings:
             handler hangs (110, as ASP.NET's).
         request_queue_limit_per_session: how many may wait for one session, over all workers (50,
             as ASP.NET's).
-        max_payload_bytes: how large a session's stored bytes may be (1 MiB).
+        client_cache_type: which sessions leave a worker's client cache when it is full: those not
+            used for longest (`LRU`, default) or any (`Random`), by their number or, with
+            `-MaxMemory` after it, by their size. Checked and kept; does not act yet.
+        client_cache_capacity: sessions, or 2²⁰ bytes with `-MaxMemory`, that a worker's client
+            cache holds (100, as the specification's); 0 for none. Checked and kept; does not act
+            yet.
+        max_payload_bytes: how large a session's stored bytes may be (1 MiB): one request that
+            stores without end is not to fill the grid.
+        compression_enabled: store large sessions compressed. Checked and kept; does not act yet.
         grid_timeout: seconds within which the grid must have answered (1).
         sweep_interval: seconds between two looks for expired sessions, in each worker (5).
         if_unreachable_at_start: `serve` (default): start, answer 503 until the grid is there;
-            `fail`: do not start.
+            `fail`: do not start. One recycled worker would then stop all others.
 
     Raises:
         SettingsError: a value is of the wrong kind or out of range; says which, and what to use.
     """
 
-    connection_string: str = field(default="embedded:", repr=False)
-    namespace: str = "/"
-    timeout: float | timedelta = _DEFAULT_TIMEOUT
-    absolute_timeout: float | timedelta | None = None
-    access: str | Mapping[str, str] = "exclusive"
-    session_cookie: str | None = None
-    max_age: int | None = None
-    path: str = "/"
-    domain: str | None = None
-    same_site: SameSite = "lax"
-    https_only: bool = False
-    partitioned: bool = False
-    rolling: bool = False
-    lock_lease: float | timedelta = 15.0
-    lock_wait_timeout: float | timedelta = 30.0
-    execution_timeout: float | timedelta = 110.0
-    request_queue_limit_per_session: int = 50
-    max_payload_bytes: int = 1 << 20
-    grid_timeout: float | timedelta = 1.0
-    sweep_interval: float | timedelta = 5.0
-    if_unreachable_at_start: Literal["serve", "fail"] = "serve"
+    connection_string: Annotated[str, Text()] = field(default="embedded:", repr=False)
+    namespace: Annotated[str | None, Text(optional=True)] = None
+    remote_stores: Annotated[str | list[str] | tuple[str, ...], Names()] = ()
+    timeout: Annotated[Time, Seconds(0, MAX_TIMEOUT)] = _DEFAULT_TIMEOUT
+    absolute_timeout: Annotated[Time | None, Seconds(0, MAX_TIMEOUT, optional=True)] = None
+    regenerate_expired_session_id: Annotated[bool, Flag()] = True
+    handle_session_end: Annotated[bool, Flag()] = False
+    access: Annotated[str | Mapping[str, str], AccessKind()] = "exclusive"
+    allow_concurrent_requests_per_session: Annotated[bool, Flag()] = False
+    session_cookie: Annotated[str | None, Text(optional=True)] = None
+    max_age: Annotated[int | None, Whole(of="seconds", optional=True)] = None
+    path: Annotated[str, Text()] = "/"
+    domain: Annotated[str | None, Text(optional=True)] = None
+    same_site: Annotated[SameSite, Choice(("lax", "strict", "none"))] = "lax"
+    https_only: Annotated[bool, Flag()] = False
+    partitioned: Annotated[bool, Flag()] = False
+    rolling: Annotated[bool, Flag()] = False
+    lock_lease: Annotated[Time, Seconds(3 * _MIN_RENEWAL, 3600)] = 15.0
+    lock_wait_timeout: Annotated[Time, Seconds(0, 3600)] = 30.0
+    execution_timeout: Annotated[Time, Seconds(0, _DAY)] = 110.0
+    request_queue_limit_per_session: Annotated[int, Whole(1)] = 50
+    client_cache_type: Annotated[
+        ClientCacheType, Choice(("LRU", "Random", "LRU-MaxMemory", "Random-MaxMemory"))
+    ] = "LRU"
+    client_cache_capacity: Annotated[int, Whole(0)] = 100
+    max_payload_bytes: Annotated[int, Whole(64, of="bytes")] = 1 << 20
+    compression_enabled: Annotated[bool, Flag()] = False
+    grid_timeout: Annotated[Time, Seconds(0, 60)] = 1.0
+    sweep_interval: Annotated[Time, Seconds(0, 3600)] = 5.0
+    if_unreachable_at_start: Annotated[Literal["serve", "fail"], Choice(("serve", "fail"))] = (
+        "serve"
+    )
+
+    _places: Mapping[str, str] = field(default_factory=dict, init=False, compare=False)
+    _said: tuple[str, ...] = field(default=(), init=False, compare=False)
 
     def __post_init__(self) -> None:
         put = object.__setattr__
         # "is": who says 1200 means it.
         if self.timeout is _DEFAULT_TIMEOUT and isinstance(self.max_age, int) and self.max_age > 0:
             put(self, "timeout", float(min(self.max_age, MAX_TIMEOUT)))
-        for name, low, high in _SECONDS:
-            put(self, name, _checked_seconds(name, getattr(self, name), low, high))
-        for name, kinds, what in _KINDS:
-            value = getattr(self, name)
-            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-                raise _wrong(name, value, what)
-        for name, choices in _CHOICES:
-            if getattr(self, name) not in choices:
-                raise _wrong(name, getattr(self, name), "one of " + ", ".join(map(repr, choices)))
-        for name, least in _LEAST:
-            if getattr(self, name) < least:
-                raise _wrong(name, getattr(self, name), f"at least {least}")
-        if not self.namespace:
-            raise _wrong("namespace", self.namespace, "not empty")
-        if seconds(self.lock_lease) <= 3 * _MIN_RENEWAL:
-            raise _wrong("lock_lease", self.lock_lease, f"more than {3 * _MIN_RENEWAL} s")
+        for name, kind in KINDS.items():
+            put(self, name, checked(kind, name, getattr(self, name)))
+        if not self.regenerate_expired_session_id:
+            raise SettingsError(
+                "regenerate_expired_session_id=False cannot be used: a session id that the grid "
+                "does not know is never adopted, for whoever planted it in a browser would know "
+                "the id of what its user stores; leave it out",
+                option="regenerate_expired_session_id",
+            )
         self._check_cookie()
         self.access_rules()
+        self.address()
 
     def _check_cookie(self) -> None:
         name = self.cookie_name
         if not _TOKEN.fullmatch(name):
-            raise _wrong("session_cookie", name, "a cookie name: letters, digits and -_.!#$&^~")
+            raise wrong("session_cookie", name, "a cookie name: letters, digits and -_.!#$&^~")
         for option in ("path", "domain"):
             value = getattr(self, option)
             if value is not None and _NOT_IN_COOKIE.search(value):
-                raise _wrong(option, value, "without ';', ',', spaces and control characters")
+                raise wrong(option, value, "without ';', ',', spaces and control characters")
         if not self.path.startswith("/"):
-            raise _wrong("path", self.path, "a path that begins with '/'")
+            raise wrong("path", self.path, "a path that begins with '/'")
         if name.startswith("__Host-") and not (
             self.https_only and self.path == "/" and self.domain is None
         ):
             raise SettingsError(
                 f"session_cookie {name!r}: browsers refuse a __Host- cookie unless https_only is "
-                "on, path is '/' and no domain is set"
+                "on, path is '/' and no domain is set",
+                option="session_cookie",
             )
         if name.startswith("__Secure-") and not self.https_only:
-            raise SettingsError(f"session_cookie {name!r}: browsers refuse it without https_only")
+            raise SettingsError(
+                f"session_cookie {name!r}: browsers refuse it without https_only",
+                option="session_cookie",
+            )
         for option, why in (("partitioned", self.partitioned), ("same_site", self.same_site)):
             if why in (True, "none") and not self.https_only:
                 raise SettingsError(
-                    f"{option}={why!r}: browsers refuse such a cookie unless https_only is on"
+                    f"{option}={why!r}: browsers refuse such a cookie unless https_only is on",
+                    option=option,
                 )
+
+    # -- where it comes from --------------------------------------------------------------
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        environ: Mapping[str, str] = os.environ,
+        *,
+        framework: FrameworkSettings | None = None,
+        options: Mapping[str, Any] | None = None,
+        **arguments: Any,
+    ) -> SessionSettings:
+        """Settings from everywhere that an option may be set.
+
+        The strongest first: arguments; the framework's own settings; the environment,
+        `GRIDSESSION_TIMEOUT` for `timeout`; TOML; web.config. What none of them sets has its
+        default. An empty environment variable sets nothing.
+
+        Args:
+            path: a TOML file, whose keys are options, or a web.config. By default the file that
+                `GRIDSESSION_CONFIG` names, else `gridsession.toml`, or `[tool.gridsession]` in
+                `pyproject.toml`, and `web.config`, each from the working directory.
+            environ: the environment.
+            framework: the framework's settings.
+            options: arguments as a mapping, for the cookie's `path`, whose name is taken here.
+            **arguments: options; and instead of `connection_string`, one of
+                `connection_string_environment_variable`, `connection_string_app_setting` and
+                `connection_string_element`, the name under which it is found in the environment, in
+                the framework's settings or a file's `app_settings`, in a file's
+                `connection_strings`.
+
+        Raises:
+            SettingsError: as for the constructor, and for an option that there is not; names the
+                place where it was set.
+        """
+        given: dict[str, Any] = {**(options or {}), **arguments}
+        ours = {name: Given(value, "") for name, value in given.items()}
+        sources = [
+            Source("arguments", ours, has_tables=False),
+            *([framework.read()] if framework is not None else []),
+            read_environment(environ),
+            *read_files(path if path is not None else environ.get(CONFIG_VARIABLE) or None),
+        ]
+        values, notes = resolve(sources, KINDS, environ)
+        winners: dict[str, Any] = {name: value for name, (value, _) in values.items()}
+        try:
+            settings = cls(**winners)
+        except SettingsError as error:
+            place = values[error.option].place if error.option in values else ""
+            if not place:
+                raise
+            raise SettingsError(f"{error} (set by {place})", option=error.option) from None
+        put = object.__setattr__
+        put(settings, "_places", {name: place for name, (_, place) in values.items()})
+        put(settings, "_said", tuple(notes))
+        return settings
+
+    def origin(self, option: str) -> str:
+        """Where an option was set, in words: `argument`, `environment variable GRIDSESSION_…`,
+        `gridsession.toml: timeout`; `default` where it was not.
+        """
+        place = self._places.get(option)
+        if place is None:
+            return "default" if getattr(self, option) == _DEFAULTS[option] else "argument"
+        return place or "argument"
+
+    @property
+    def notes(self) -> list[str]:
+        """What an operator should know of these settings: logged as warnings at the start."""
+        notes = [*self._said, *self.address().notes]
+        if (timeout := seconds(self.timeout)) < _SHORT_TIMEOUT:
+            notes.append(
+                f"timeout={timeout:g} means seconds, where ASP.NET counts minutes; if minutes are "
+                f"meant, set {timeout * 60:g}"
+            )
+        if self.namespace is None and isinstance(self.address(), RedisAddress):
+            notes.append(
+                "namespace is not set, and this grid may be shared: applications without one see "
+                "each other's sessions; give each its own"
+            )
+        notes += [
+            f"{option} is set and does not act yet in this release: {instead}"
+            for option, instead in _NOT_YET.items()
+            if getattr(self, option) != _DEFAULTS[option]
+        ]
+        return notes
+
+    # -- worked out -----------------------------------------------------------------------
 
     @property
     def cookie_name(self) -> str:
@@ -242,28 +328,15 @@ class SessionSettings:
             return AccessRules(Use.parse(self.access), {})
         return AccessRules(Use(Access.EXCLUSIVE), self.access)
 
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> SessionSettings:
-        """Settings from keyword options whose names nobody has checked yet.
-
-        Raises:
-            SettingsError: as for the constructor, and for an unknown name.
-        """
-        known = [f.name for f in fields(cls)]
-        for name in options:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                raise SettingsError(
-                    f"there is no option {name!r}"
-                    + (f"; did you mean {near[0]!r}?" if near else f"; there are: {known}")
-                )
-        return cls(**options)
+    def address(self) -> Address:
+        """The connection string, taken apart."""
+        return parse(self.connection_string, offered=installed_grids)
 
     def __repr__(self) -> str:
         shown = (
-            f"{f.name}={redacted(value) if f.name == 'connection_string' else value!r}"
-            for f in fields(self)
-            if (value := getattr(self, f.name)) != f.default
+            f"{name}={redacted(value) if name == 'connection_string' else value!r}"
+            for name in KINDS
+            if (value := getattr(self, name)) != _DEFAULTS[name]
         )
         return f"SessionSettings({', '.join(shown)})"
 
@@ -273,58 +346,19 @@ def seconds(value: float | timedelta) -> float:
     return value.total_seconds() if isinstance(value, timedelta) else float(value)
 
 
-def redacted(connection_string: str) -> str:
-    """A connection string without its credentials and options, for logs and errors."""
-    # A password that nobody encoded may hold any character: what ends at the last @ is hidden.
-    shown = re.sub(r"^([\w+.-]*:(?://)?|).*@", r"\1***@", connection_string, flags=re.DOTALL)
-    shown = re.sub(r"^([^:?;@]*=)[^;]*", r"\1***", shown)
-    return re.sub(r"([?;]).*", r"\1***", shown, flags=re.DOTALL)
+KINDS: Mapping[str, Kind] = {
+    name: hint.__metadata__[0]
+    for name, hint in get_type_hints(SessionSettings, include_extras=True).items()
+    if not name.startswith("_")
+}
+"""What each option may be, by its name."""
 
-
-_MIN_RENEWAL = 0.01  # seconds between two renewals of a lease
-_TOKEN = re.compile(r"[A-Za-z0-9!#$&^_.~-]+")
-_NOT_IN_COOKIE = re.compile(r"[;,\s\x00-\x1f\x7f]|[^\x00-\x7f]")
-_SECONDS = (  # name, more than, at most
-    ("timeout", 0.0, MAX_TIMEOUT),
-    ("absolute_timeout", 0.0, MAX_TIMEOUT),
-    ("lock_lease", 0.0, 3600.0),
-    ("lock_wait_timeout", 0.0, 3600.0),
-    ("execution_timeout", 0.0, _DAY),
-    ("grid_timeout", 0.0, 60.0),
-    ("sweep_interval", 0.0, 3600.0),
-)
-_KINDS: tuple[tuple[str, tuple[type, ...], str], ...] = (
-    ("connection_string", (str,), "a str"),
-    ("namespace", (str,), "a str"),
-    ("access", (str, Mapping), "a str or a mapping from path rules to str"),
-    ("session_cookie", (str, type(None)), "a str, or None"),
-    ("max_age", (int, type(None)), "a whole number of seconds, or None"),
-    ("path", (str,), "a str"),
-    ("domain", (str, type(None)), "a str, or None"),
-    ("https_only", (bool,), "True or False"),
-    ("partitioned", (bool,), "True or False"),
-    ("rolling", (bool,), "True or False"),
-    ("request_queue_limit_per_session", (int,), "a whole number"),
-    ("max_payload_bytes", (int,), "a whole number of bytes"),
-)
-_CHOICES = (
-    ("same_site", ("lax", "strict", "none")),
-    ("if_unreachable_at_start", ("serve", "fail")),
-)
-_LEAST = (("request_queue_limit_per_session", 1), ("max_payload_bytes", 64))
-
-
-def _wrong(name: str, value: object, wanted: str) -> SettingsError:
-    shown = f"<{type(value).__name__}>" if name == "connection_string" else repr(value)
-    return SettingsError(f"{name}={shown} cannot be used: it must be {wanted}")
-
-
-def _checked_seconds(name: str, value: object, low: float, high: float) -> float | None:
-    if value is None and name == "absolute_timeout":
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float, timedelta)):
-        raise _wrong(name, value, "a number of seconds or a timedelta")
-    number = value.total_seconds() if isinstance(value, timedelta) else value
-    if not low < number <= high:
-        raise _wrong(name, value, f"more than {low:g} and at most {high:g} seconds")
-    return float(number)
+_DEFAULTS = {option.name: option.default for option in fields(SessionSettings)}
+_NOT_YET = {  # and what happens instead
+    "remote_stores": "a session that is not found here is a new one",
+    "handle_session_end": "nothing is kept when a session ends",
+    "allow_concurrent_requests_per_session": "requests of one session take turns",
+    "client_cache_type": "nothing is kept in the worker",
+    "client_cache_capacity": "nothing is kept in the worker",
+    "compression_enabled": "sessions are stored as they are",
+}

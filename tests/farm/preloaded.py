@@ -9,7 +9,7 @@ from gridsession import SessionProvider, SessionSettings
 from gridsession.web.starlette import SessionMiddleware
 from tests.farm.app import make_app, options
 
-provider = SessionProvider(SessionSettings.of(options()))
+provider = SessionProvider(SessionSettings.load(options=options()))
 
 
 async def open_and_use() -> None:

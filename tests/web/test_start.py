@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from gridsession import GridUnavailable, SessionProvider, SessionSettings, SettingsError
 from gridsession.web.asgi import SessionMiddleware
+from gridsession.web.starlette import SessionMiddleware as StarletteMiddleware
 from gridsession.web.types import Message, Receive, Scope, Send
+from tests.farm.peek import peek
 from tests.provider.harness import Outage, Spy, in_loop
 from tests.web.driver import FRAMEWORKS, Asked, Browser, Reply, plain, start_of_lifespan
 
@@ -98,7 +104,7 @@ def test_an_installed_grid_that_cannot_be_imported_is_a_wrong_setting(
         def load(self) -> None:
             raise ImportError("pip install gridsession[redis]")
 
-    monkeypatch.setattr("gridsession.grids.entry_points", lambda group: [Point()])
+    monkeypatch.setattr("gridsession.sources.installed.entry_points", lambda group: [Point()])
     middleware = SessionMiddleware(plain(count), connection_string="redis://:hunter2@host")
     assert "pip install gridsession[redis]" in str(middleware.error)
     assert "hunter2" not in str(middleware.error)
@@ -235,3 +241,60 @@ def test_operators_are_warned_by_log_records_alone(
     texts = [r.getMessage() for r in logged(caplog, logging.WARNING)]
     assert any("this process only" in text for text in texts)
     assert any("came 2 times" in text for text in texts)
+
+
+# -- the namespace --------------------------------------------------------------------------------
+
+# FastAPI would rather have the server's root path, which comes with requests only.
+ROOT_PATH = pytest.mark.filterwarnings("ignore:The `root_path` parameter is deprecated")
+
+
+@ROOT_PATH
+@pytest.mark.parametrize(
+    ("root_path", "options", "expected"),
+    [
+        ("/shop", {}, "/shop"),
+        ("shop/", {}, "/shop"),
+        ("", {}, "/"),
+        (None, {}, "/"),
+        ("/shop", {"namespace": "mine"}, "mine"),
+    ],
+)
+@pytest.mark.parametrize("lifespan", ["on", "off"])
+def test_the_namespace_is_where_the_application_knows_to_be_mounted(
+    root_path: str | None, options: dict[str, Any], expected: str, lifespan: str, tmp_path: Path
+) -> None:
+    def page(request: Request) -> PlainTextResponse:
+        request.session["n"] = 1
+        return PlainTextResponse("ok")
+
+    app: Starlette = Starlette() if root_path is None else FastAPI(root_path=root_path)
+    app.add_route("/", page)
+    place = f"embedded://{tmp_path}/grid?max_size=4MiB"
+    app.add_middleware(StarletteMiddleware, connection_string=place, **options)
+    # What a server or a proxy says of a request is never taken for it.
+    client = TestClient(app, root_path="/from-the-server")
+    if lifespan == "on":
+        with client:
+            assert client.get("/").status_code == 200
+    else:
+        assert client.get("/").status_code == 200
+    made = app.middleware_stack
+    while not isinstance(made, SessionMiddleware):
+        made = made.app  # type: ignore[union-attr]
+    asyncio.run(made.provider.close())
+    with peek(tmp_path / "grid", expected) as grid:
+        assert grid.record(client.cookies["session"]) is not None
+
+
+@ROOT_PATH
+def test_a_ready_provider_keeps_its_namespace(tmp_path: Path) -> None:
+    place = f"embedded://{tmp_path}/grid?max_size=4MiB"
+    provider = SessionProvider(SessionSettings(connection_string=place))
+    app = FastAPI(root_path="/shop")
+    app.add_middleware(StarletteMiddleware, provider=provider)
+    app.add_route("/", lambda request: PlainTextResponse(str(request.session.setdefault("n", 1))))
+    with TestClient(app) as client:
+        client.get("/")
+    with peek(tmp_path / "grid", "/") as grid:
+        assert grid.record(client.cookies["session"]) is not None

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from importlib.metadata import entry_points
 
 from gridsession.errors import SettingsError
 from gridsession.grids.contract import Grid
+from gridsession.sources.connection_string import RedisAddress, parse
+from gridsession.sources.installed import installed_grids
 
 __all__ = ["Grid", "make_grid", "open_grid"]
-
-ENTRY_POINTS = "gridsession.grids"  # the group under which other packages offer grids
 
 
 def make_grid(connection_string: str, *, namespace: str = "/", timeout: float = 1.0) -> Grid:
@@ -28,23 +26,30 @@ def make_grid(connection_string: str, *, namespace: str = "/", timeout: float = 
     Raises:
         SettingsError: the scheme is unknown, or the rest of the string wrong.
     """
-    scheme = connection_string.partition(":")[0]
+    address = parse(connection_string, offered=installed_grids)
+    scheme, _, rest = connection_string.partition(":")
+    scheme = scheme.lower()
     make = _OURS.get(scheme)
     if make is None:
-        offered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-        if scheme not in offered:
+        offered = installed_grids()
+        if scheme in offered:
+            make = offered[scheme].load()
+        elif isinstance(address, RedisAddress):
             raise SettingsError(
-                f"connection_string: there is no grid for the scheme {_shown(scheme)}; "
-                f"there are: {', '.join(sorted({*_OURS, *offered}))}"
+                "connection_string: it is well-formed, but this release of gridsession has no grid "
+                "for Redis yet; use embedded: until then",
+                option="connection_string",
             )
-        make = offered[scheme].load()
+        else:
+            # Without the slashes it may be a user's name, before a password.
+            shown = repr(scheme) if rest.startswith("//") else "that it names"
+            raise SettingsError(
+                f"connection_string: there is no grid for the scheme {shown}; "
+                f"there are: {', '.join(sorted({*_OURS, *offered}))}",
+                option="connection_string",
+            )
     grid: Grid = make(connection_string, namespace=namespace, timeout=timeout)
     return grid
-
-
-def _shown(scheme: str) -> str:
-    """A scheme for an error; anything that can be none may be a part of a password."""
-    return repr(scheme) if re.fullmatch(r"[a-z][a-z0-9+.-]{0,20}", scheme) else "that it names"
 
 
 def _memory(connection_string: str, *, namespace: str, timeout: float) -> Grid:

@@ -10,13 +10,14 @@ from types import TracebackType
 from typing import Self
 from weakref import WeakSet
 
+from gridsession.access import Access, Use
 from gridsession.grids import make_grid
 from gridsession.grids.contract import Grid
 from gridsession.provider.log import log
 from gridsession.provider.loop import LoopWork
 from gridsession.provider.visit import Visit
 from gridsession.session import Session
-from gridsession.settings import Access, SessionSettings, Use, seconds
+from gridsession.settings import SessionSettings, seconds
 
 _started: WeakSet[SessionProvider] = WeakSet()
 
@@ -38,11 +39,15 @@ class SessionProvider:
     with the server's lifespan, or opens it at the first request where there is none.
 
     Args:
-        settings: what an operator can set; `SessionSettings()` by default.
+        settings: what an operator can set; `SessionSettings.load()` by default.
         grid: a ready grid instead of the one that `settings.connection_string` names. It is the
             caller's to close.
+        mount_path: where the application knows to be mounted; the namespace, where the settings
+            name none.
 
     Attributes:
+        namespace: which sets this application's sessions apart on the grid.
+        owns_grid: the grid was made here, and is closed with the provider.
         is_started: opened, by this very process: one forked from it opens, and closes, for itself.
 
     Raises:
@@ -50,13 +55,18 @@ class SessionProvider:
     """
 
     def __init__(
-        self, settings: SessionSettings | None = None, *, grid: Grid | None = None
+        self,
+        settings: SessionSettings | None = None,
+        *,
+        grid: Grid | None = None,
+        mount_path: str = "/",
     ) -> None:
-        self.settings = settings = settings or SessionSettings()
-        self._owns_grid = grid is None
+        self.settings = settings = settings or SessionSettings.load()
+        self.owns_grid = grid is None
+        self.namespace = settings.namespace or mount_path
         self.grid: Grid = grid or make_grid(
             settings.connection_string,
-            namespace=settings.namespace,
+            namespace=self.namespace,
             timeout=seconds(settings.grid_timeout),
         )
         self.lease = seconds(settings.lock_lease)
@@ -67,6 +77,7 @@ class SessionProvider:
         self.absolute_timeout = None if absolute is None else seconds(absolute)
         self.max_payload_bytes = settings.max_payload_bytes
         self.is_started = False
+        self._notes = settings.notes  # to be told at the first start
         self._work: dict[asyncio.AbstractEventLoop, LoopWork] = {}
 
     async def start(self) -> None:
@@ -77,6 +88,9 @@ class SessionProvider:
             GridUnavailable: it cannot be reached now; calling again later may succeed.
         """
         if not self.is_started:
+            notes, self._notes = self._notes, []
+            for note in notes:
+                log.warning("%s", note)
             await self.grid.open()
             self.is_started = True
             _started.add(self)
@@ -92,7 +106,7 @@ class SessionProvider:
         if work is not None:
             await work.close()
         self.is_started = False
-        if self._owns_grid:
+        if self.owns_grid:
             await self.grid.close()
 
     async def __aenter__(self) -> Self:

@@ -6,18 +6,20 @@ Takes the place of `starlette.middleware.sessions.SessionMiddleware`; handlers k
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
 try:
     from starlette.requests import HTTPConnection
+    from starlette.routing import Host, Mount
 except ImportError as error:
     raise ImportError(
         "gridsession.web.starlette needs Starlette: pip install gridsession[starlette]"
     ) from error
 
-from gridsession.provider.log import log
+from gridsession.access import Access, Use
+from gridsession.provider.log import Seldom, log
 from gridsession.session import Session
-from gridsession.settings import Use
 from gridsession.web import asgi
 from gridsession.web.access import session_access
 from gridsession.web.answers import Failure
@@ -36,36 +38,53 @@ class SessionMiddleware(asgi.SessionMiddleware):
     _said_unknown = False
     _said_missed = False
 
+    @cached_property
+    def _failed_matches(self) -> Seldom:
+        return Seldom()
+
+    def mount_path(self, scope: Scope) -> str | None:
+        # FastAPI's; not the scope's root_path, which a server or a proxy may set for each request.
+        root = getattr(scope.get("app"), "root_path", None)
+        return f"/{root.strip('/')}" if isinstance(root, str) else None
+
     def declared_use(self, scope: Scope) -> Use | None:
         try:
-            return use_ahead(self.app, scope, type(self))
-        except Exception as error:
-            # A route that fails to match fails in the router too, inside of the application,
-            # whose own handlers answer to it.
+            return use_ahead(self.app, scope, self)
+        except RouterNotFound:
             if not self._said_unknown:
                 self._said_unknown = True
                 log.warning(
                     "which view a request will reach cannot be known, and what session_access "
-                    "declares has no effect there: access goes by path rules. %s",
-                    "Middleware hides the router: let it keep what it wraps as its attribute "
-                    "`app`, or install SessionMiddleware with app.add_middleware"
-                    if isinstance(error, RouterNotFound)
-                    else "A route failed to match",
-                    exc_info=None if isinstance(error, RouterNotFound) else error,
+                    "declares has no effect there: access goes by path rules. Middleware hides "
+                    "the router: let it keep what it wraps as its attribute `app`, or install "
+                    "SessionMiddleware with app.add_middleware"
                 )
-            return None
+        except Exception as error:
+            # It fails in the router too, inside of the application, whose own handlers answer to
+            # it and log it. Any client may cause it: `{n:int}` takes no 5,000 digits.
+            self._failed_matches.warning(
+                "a route failed to match (%s); access went by path rules", type(error).__name__
+            )
+        return None
 
     def check_declared(self, scope: Scope, use: Use) -> None:
         # Starlette's routers leave in the scope what they came to.
+        if self._said_missed or self._said_unknown or isinstance(scope.get("route"), Mount | Host):
+            return  # a mount's "endpoint" is an application, in which another may have been nearer
         endpoint = scope.get("endpoint")
         wanted = use_of_endpoint(endpoint, scope)
-        if wanted not in (None, use) and not (self._said_missed or self._said_unknown):
+        if wanted is None:
+            return
+        if scope["type"] == "websocket" and wanted.access is Access.EXCLUSIVE:
+            wanted = Use(Access.READ_ONLY)
+        if wanted != use:
             self._said_missed = True
             log.warning(
                 "the view %s declares session_access %r and was run with %r: middleware inside of "
-                "SessionMiddleware changed the path, or hides a router",
+                "SessionMiddleware changed the path, hides a router, or is another "
+                "SessionMiddleware",
                 getattr(endpoint, "__qualname__", type(endpoint).__name__),
-                str(wanted and wanted.access),
+                str(wanted.access),
                 str(use.access),
             )
 

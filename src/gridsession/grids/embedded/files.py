@@ -16,7 +16,8 @@ from pathlib import Path
 
 from gridsession.errors import GridUnavailable, SettingsError
 from gridsession.grids.embedded.codec import LAYOUT
-from gridsession.grids.embedded.place import DEFAULT_MAX_SIZE, MIN_SIZE, PAGE
+from gridsession.grids.embedded.place import DEFAULT_MAX_SIZE
+from gridsession.sources.connection_string import MIN_SIZE, PAGE
 
 log = logging.getLogger("gridsession")
 

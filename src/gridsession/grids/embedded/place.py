@@ -8,20 +8,11 @@ import subprocess
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from gridsession.errors import SettingsError
+from gridsession.sources.connection_string import EmbeddedAddress, parse
 
 DEFAULT_MAX_SIZE = 256 << 20  # bytes; about 100,000 sessions of 1 KiB
-MIN_SIZE = 1 << 20  # bytes; below, the reserve for releases would be a page or two
-MAX_SIZE = 1 << 46  # bytes; half of what a process can map
-PAGE = 4096
-_SIZE = re.compile(r"(\d+)\s*(B|KB|MB|GB|TB|KIB|MIB|GIB|TIB)?", re.IGNORECASE)
-_UNITS: dict[str, int] = {"": 1, "B": 1} | {
-    prefix + suffix: base**power
-    for power, prefix in enumerate("KMGT", 1)
-    for suffix, base in (("B", 1000), ("IB", 1024))
-}
 # No file locks that hold between machines, or none at all, and maps that are not coherent.
 _NETWORK = re.compile(
     r"nfs\d?|cifs|smb\w*|9p|afs|ceph|glusterfs|lustre|beegfs|gpfs|ocfs2|gfs2|ncpfs|coda|"
@@ -29,7 +20,6 @@ _NETWORK = re.compile(
 )
 # Copy on write: a block that is overwritten needs a new one, so reserving blocks reserves nothing.
 _COPY_ON_WRITE = {"btrfs", "zfs", "bcachefs"}
-_OPTIONS = ("max_size", "durable")
 
 
 @dataclass(frozen=True)
@@ -53,49 +43,10 @@ class Place:
         Raises:
             SettingsError: says which part is wrong.
         """
-        url = urlsplit(connection_string)
-        if url.netloc or url.fragment or (url.path and not url.path.startswith("/")):
-            raise SettingsError(
-                "connection_string: an embedded grid lies under an absolute path, with three "
-                "slashes: embedded:///var/lib/shop/sessions"
-            )
-        if "\0" in unquote(url.path):
-            raise SettingsError("connection_string: a path cannot have a null character")
-        options = dict(parse_qsl(url.query, keep_blank_values=True))
-        for name in options:
-            if name not in _OPTIONS:
-                raise SettingsError(
-                    f"connection_string: embedded: has no option {name!r}; "
-                    f"there are: {', '.join(_OPTIONS)}"
-                )
-        size = options.get("max_size")
-        return cls(
-            Path(unquote(url.path)) if url.path.strip("/") else None,
-            None if size is None else _parse_size(size),
-            _parse_bool(options.get("durable", "false")),
-        )
-
-
-def _parse_size(text: str) -> int:
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise SettingsError(
-            f"connection_string: max_size={text!r} is no size; write 512MiB or 2GiB"
-        )
-    size = int(match[1]) * _UNITS[(match[2] or "").upper()]
-    if size < MIN_SIZE:
-        raise SettingsError(f"connection_string: max_size={text!r} is too small; use 1MiB or more")
-    if size > MAX_SIZE:
-        raise SettingsError(f"connection_string: max_size={text!r} is too large for a file")
-    return -(-size // PAGE) * PAGE
-
-
-def _parse_bool(text: str) -> bool:
-    if text.lower() in ("true", "1", "yes", "on"):
-        return True
-    if text.lower() in ("false", "0", "no", "off"):
-        return False
-    raise SettingsError(f"connection_string: durable={text!r}: write true or false")
+        address = parse(connection_string)
+        assert isinstance(address, EmbeddedAddress)
+        path = None if address.path is None else Path(address.path)
+        return cls(path, address.max_size, address.durable)
 
 
 def default_folder() -> Path:

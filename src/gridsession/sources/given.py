@@ -1,0 +1,74 @@
+"""What a source says, and where it says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+PREFIX = "GRIDSESSION_"  # of an option's name where other programs' names stand beside it
+CONFIG_VARIABLE = "GRIDSESSION_CONFIG"  # names a file of settings
+
+
+class Given(NamedTuple):
+    """A value that somebody gave.
+
+    Attributes:
+        value: as it was given; text where the source knows nothing but text.
+        place: where, in the operator's words: `environment variable GRIDSESSION_TIMEOUT`,
+            `gridsession.toml: timeout`, `web.config, line 12: sessionState timeout`. Shown in
+            errors and by `gridsession doctor`; holds no value.
+    """
+
+    value: object
+    place: str
+
+
+@dataclass
+class Source:
+    """All that one source says.
+
+    Attributes:
+        name: what it is, in words: `environment`, `/srv/shop/gridsession.toml`.
+        options: by the option's name, in snake_case, whether or not there is such an option.
+        app_settings: named values among which a connection string may be looked for.
+        connection_strings: the same, of a section for connection strings.
+        notes: what was found and cannot be heeded, each with what to do instead, in words and
+            without values; they are logged as warnings when the provider starts.
+    """
+
+    name: str
+    options: dict[str, Given] = field(default_factory=dict)
+    app_settings: dict[str, Given] = field(default_factory=dict)
+    connection_strings: dict[str, Given] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    is_shared: bool = False
+    is_text: bool = False
+    has_tables: bool = True
+
+
+@dataclass(frozen=True, repr=False)
+class FrameworkSettings:
+    """A framework's own settings, such as Flask's `app.config`.
+
+    Attributes:
+        name: how users call it: `app.config`.
+        values: by name; `GRIDSESSION_TIMEOUT` is the option `timeout`. Other names are looked at
+            only where `connection_string_app_setting` or `connection_string_element` names one.
+    """
+
+    name: str
+    values: Mapping[str, object]
+
+    def read(self) -> Source:
+        everything = {
+            key: Given(value, f"{self.name}[{key!r}]")
+            for key, value in self.values.items()
+            if isinstance(key, str)
+        }
+        options = {
+            key.removeprefix(PREFIX).lower(): given
+            for key, given in everything.items()
+            if key.startswith(PREFIX) and key != CONFIG_VARIABLE
+        }
+        return Source(self.name, options, everything, everything, is_shared=True)
