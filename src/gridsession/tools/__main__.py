@@ -1,0 +1,5 @@
+"""`python -m gridsession.tools`."""
+
+from gridsession.tools import main
+
+main()
