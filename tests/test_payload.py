@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import traceback
+import tracemalloc
 import uuid
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -377,6 +378,43 @@ def test_split_undoes_join(segments: dict[str, bytes]) -> None:
 def test_join_takes_any_mapping_and_split_any_buffer() -> None:
     payload = join(collections.ChainMap({"a": b"\x01"}), 100)
     assert split(memoryview(payload)) == {"a": b"\x01"}  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def keeping_at_most(mib: int) -> Iterator[None]:
+    """Of what is allocated within, no more is there at its end."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[0] < mib << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [700, 1500, 3000, 4090])
+@pytest.mark.parametrize("segment", [b"", b"\xcd\x01"])
+def test_what_split_keeps_is_as_small_as_it_says(segment: bytes, size: int) -> None:
+    """Many short keys take most: a str of one letter takes 80 bytes, and 2 in the payload."""
+    letters = [chr(0x80 + number) for number in range(size // (5 + len(segment)))]
+    with keeping_at_most(4):
+        for number in range(600):
+            start = number % len(letters)
+            split(join(dict.fromkeys(letters[start:] + letters[:start], segment), 1 << 20))
+
+
+def test_split_finds_a_usual_session_again() -> None:
+    payload = join({f"basket{n:02}": encode("x", ["B-0042/blue"] * 5) for n in range(15)}, 1 << 20)
+    assert 1000 < len(payload) < 1500
+    found = split(payload)
+    for number in range(100):
+        split(join({"another": encode("x", number)}, 1000))
+    assert split(bytes(bytearray(payload))) is found
+
+
+def test_join_keeps_no_long_keys() -> None:
+    with keeping_at_most(1):
+        for number in range(50):
+            join({"x" * 100_000 + str(number): b"\x01", "v": bytes(17_000)}, 1 << 20)
 
 
 @pytest.mark.parametrize("length", [10, 20_000])

@@ -72,7 +72,9 @@ __all__ = ["MAX_NESTING", "decode", "encode", "is_immutable", "join", "register_
 FORMAT_VERSION: Final = 1
 _HEADER: Final = bytes((FORMAT_VERSION, 0))
 _JUST_BYTES: Final = {bytes}
-_SMALL, _KEPT = 4096, 512  # bytes, payloads: 4 MiB at most, their segments included
+# Bytes, payloads: 4 MiB at most. Their segments, which are kept, take up to 20 times as much.
+_SMALL, _KEPT = 1536, 128
+_SHORT_KEY = 64  # characters
 _WHOLE_BELOW = 16 * 1024  # bytes; packb grows its buffer in steps: 60 µs for 100 KiB, parts 13
 
 # ormsgpack drops what a hook or default raised; what must not be lost waits here until it returns.
@@ -144,14 +146,16 @@ def join(segments: Mapping[str, bytes], max_bytes: int) -> bytes:
     )
 
 
-@lru_cache(1024)
 def _entry_head(key: str, size: int) -> bytes:
-    """What stands before a segment of this size; of 50 keys a request changes one or two."""
+    """What stands before a segment of this size."""
     if size < 0x100:
         return packb(key) + b"\xc4" + size.to_bytes(1, "big")
     if size < 0x10000:
         return packb(key) + b"\xc5" + size.to_bytes(2, "big")
     return packb(key) + b"\xc6" + size.to_bytes(4, "big")
+
+
+_short_entry_head = lru_cache(1024)(_entry_head)  # of 50 keys a request changes one or two
 
 
 def _parts(segments: Mapping[str, bytes]) -> list[bytes]:
@@ -167,7 +171,8 @@ def _parts(segments: Mapping[str, bytes]) -> list[bytes]:
     for key, segment in segments.items():
         if type(key) is not str:
             raise TypeError
-        parts += (_entry_head(key, len(segment)), segment)
+        head = _short_entry_head if len(key) <= _SHORT_KEY else _entry_head
+        parts += (head(key, len(segment)), segment)
     return parts
 
 

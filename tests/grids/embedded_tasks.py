@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gridsession.errors import GridFull, SessionError, SettingsError
+from gridsession.grids.embedded import EmbeddedGrid
+from gridsession.grids.embedded.place import Place
 from gridsession.testing.contract_hooks import Visitor, a_change, a_claim
 from tests.grids.embedded_process import memory_folder
 from tests.grids.embedded_words import (
@@ -102,6 +106,39 @@ def stop_in_write(
             hear()
 
     asyncio.run(run())
+
+
+@task
+def end_beside_a_thread(path: str, inside_for: float | None = None, durable: bool = False) -> None:
+    """End in order, while an event loop on another thread goes on: as sync frameworks are served.
+
+    Args:
+        inside_for: seconds that the thread stays in one transaction; if None, it makes one after
+            the other.
+    """
+    busy = threading.Event()
+
+    async def run() -> None:
+        grid = EmbeddedGrid(Place(Path(path), 4 * MIB, durable), timeout=5.0)
+        await grid.open()  # and close it never
+        await visitor(grid, 1).create(b"kept")
+        if inside_for is not None:
+            with inside(grid):
+                busy.set()
+                threading.Event().wait(inside_for)
+        there = visitor(grid, 2)
+        await there.create()
+        busy.set()
+        for number in itertools.count():
+            claim = a_claim()
+            await grid.acquire(there.key, there.secret, claim)
+            change = a_change(b"%d" % number * 30_000)
+            await grid.commit(there.key, claim.token, change, release=True)
+
+    threading.Thread(target=lambda: asyncio.run(run()), daemon=True).start()
+    busy.wait()
+    threading.Event().wait(random.uniform(0.02, 0.1))
+    say("ending")
 
 
 @task

@@ -21,13 +21,13 @@ import pytest
 
 from gridsession.errors import GridUnavailable, SettingsError
 from gridsession.grids.contract import Busy, Found, Missing
-from gridsession.grids.embedded import EmbeddedGrid, files, store
-from gridsession.grids.embedded.codec import LAYOUT
+from gridsession.grids.embedded import EmbeddedGrid, codec, files, store, table
+from gridsession.grids.embedded.codec import HEAD, LAYOUT
 from gridsession.grids.embedded.place import Place
 from gridsession.testing import ManualClock
 from gridsession.testing.contract_hooks import Visitor, a_change, a_claim, a_secret, expect
 from tests.grids.embedded_process import Child, memory_folder
-from tests.grids.embedded_words import MIB, boot, inside, opened, store_of, visitor
+from tests.grids.embedded_words import MIB, boot, counted, inside, opened, store_of, visitor
 
 pytestmark = pytest.mark.skipif("sys.platform != 'linux'")
 
@@ -501,6 +501,42 @@ def test_a_record_that_cannot_be_read_is_in_nobodys_way(folder: Path) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("lives", [False, True])
+def test_a_record_that_can_be_read_again_expires_in_its_time(folder: Path, lives: bool) -> None:
+    """When it was due it could not be read; the entry that was put off is all that it has."""
+
+    async def run() -> None:
+        clock = ManualClock()
+        async with opened(folder, clock=clock) as grid:
+            there = visitor(grid, 1)
+            await there.create(b"x", timeout=100.0)
+            stored = grid._prefix + there.key + HEAD
+            with inside(grid) as transaction:
+                before = bytes(transaction.get(stored) or b"")
+                transaction.put(stored, ormsgpack.packb((LAYOUT + 1, "a newer release's")))
+            clock.advance(200)
+            assert await grid.sweep(10) == 1
+            record = codec.unpack(before)
+            record.deadline += 10_000.0 if lives else 0.0  # where the newer release slid it
+            with inside(grid) as transaction:
+                transaction.put(stored, codec.pack(record))
+            clock.advance(700)
+            assert await grid.sweep(10) == 1
+            assert index_of(grid) == ([(record.deadline, there.key)] if lives else [])
+            clock.advance(10_000)
+            assert await grid.sweep(10) == (1 if lives else 0)
+            with inside(grid) as transaction:
+                assert transaction.stat()["entries"] == 0
+
+    asyncio.run(run())
+
+
+def index_of(grid: EmbeddedGrid) -> list[tuple[float, bytes]]:
+    with inside(grid) as transaction, transaction.cursor() as cursor:
+        raw = [bytes(key) for key, _ in cursor if bytes(key).startswith(codec.INDEX)]
+    return [(due, key.removeprefix(grid._prefix)) for due, key in map(codec.parse_index_key, raw)]
+
+
 @pytest.mark.parametrize(
     "damage",
     ["", "{", "[]", "null", "7", '"x"', "{}", '{"layout": 1}', '{"layout": "x"}', "\ufffd\0"],
@@ -542,7 +578,7 @@ def test_files_that_vanish_under_others_are_not_made_anew(folder: Path) -> None:
     async def run() -> None:
         with Child("hold_open", path=folder) as other:
             other.says("open")
-            for name in ("state.json", "data.mdb"):
+            for name in ("state.json", "data.mdb", "lock.mdb", "gate"):
                 gone = folder / f"{name}.gone"
                 (folder / name).rename(gone)
                 with pytest.raises(GridUnavailable, match="missing in"):
@@ -553,7 +589,66 @@ def test_files_that_vanish_under_others_are_not_made_anew(folder: Path) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("name", ["data.mdb", "lock.mdb", "bells", "gate", "users"])
+def test_whatever_else_vanishes_nobody_is_alone_beside_another(folder: Path) -> None:
+    """A file that said who has it open was removed, since nobody ever writes to such a file."""
+
+    async def run() -> None:
+        with Child("hold_open", path=folder) as other:
+            other.says("open")
+            for path in folder.iterdir():
+                if path.name not in ("state.json", "data.mdb", "lock.mdb", "gate", "bells"):
+                    path.unlink()
+            async with opened(folder, size=8 * MIB) as grid:
+                assert store_of(grid).state.max_size == 4 * MIB  # it grows when alone
+            assert state_of(folder)["clean"] is False
+
+    asyncio.run(run())
+
+
+def test_the_files_of_a_store_in_use_stay_young(folder: Path) -> None:
+    """In temporary folders those that nobody wrote to for days are removed."""
+
+    async def run() -> None:
+        async with opened(folder) as grid:
+            there = visitor(grid, 1)
+            await there.create(claim=a_claim())
+            await there.queued(a_claim())  # so there is a bell
+            paths = [folder, *folder.rglob("*")]
+            assert {"bells", "opening", f"{os.getpid()}"} < {path.stem for path in paths}
+            for path in paths:
+                os.utime(path, (0, 0))
+            await grid.sweep(1)
+            assert [path for path in paths if path.stat().st_mtime < time.time() - 60] == []
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("name", ["state.json", "data.mdb", "lock.mdb", "gate", "bells", ""])
+def test_files_removed_under_a_store_are_told_once(
+    folder: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    async def run() -> None:
+        async with opened(folder) as grid:
+            await grid.sweep(1)
+            assert errors(caplog) == []
+            kept = folder.with_name("kept")
+            shutil.copytree(folder, kept)
+            if (folder / name).is_dir():
+                shutil.rmtree(folder / name)
+            else:
+                (folder / name).unlink()
+            if not name:
+                shutil.copytree(kept, folder)  # of that name, and another
+            for _ in range(2):
+                store_of(grid)._upkeep_due = 0.0
+                await grid.sweep(1)
+            (line,) = errors(caplog)
+            assert f"lost {name or folder} while it is in use" in line
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("name", ["data.mdb", "lock.mdb", "bells", "gate"])
 def test_a_missing_file_is_made_anew_when_alone(folder: Path, name: str) -> None:
     async def run() -> None:
         async with opened(folder) as grid:
@@ -691,6 +786,24 @@ def test_a_failed_open_leaves_no_descriptor_behind(folder: Path) -> None:
                 async with opened(folder):
                     pass
         assert len(os.listdir("/proc/self/fd")) == before
+
+    asyncio.run(run())
+
+
+def test_so_many_records_are_kept_decoded_and_no_more(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of those that are only made, and that nobody comes back to."""
+    monkeypatch.setattr(table, "_MOST_DECODED", 10)
+
+    async def run() -> None:
+        async with opened(folder) as grid:
+            for number in range(35):
+                await visitor(grid, number).create(b"0")
+                assert 1 <= len(store_of(grid).decoded) <= 10
+            for number in range(35):
+                await counted(visitor(grid, number))
+                assert 1 <= len(store_of(grid).decoded) <= 10
 
     asyncio.run(run())
 

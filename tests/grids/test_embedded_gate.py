@@ -17,6 +17,7 @@ import pytest
 
 from gridsession.errors import GridUnavailable
 from gridsession.grids.contract import Found
+from gridsession.grids.embedded import store
 from gridsession.grids.embedded.gate import Gate
 from gridsession.testing.contract_hooks import Visitor, a_claim, expect
 from tests.grids.embedded_process import Child, memory_folder
@@ -191,7 +192,12 @@ def test_who_was_alone_sees_at_its_next_entering_that_another_joined(tmp_path: P
     again.close()
 
 
-def test_what_died_inside_while_it_was_alone_is_in_nobodys_way(folder: Path) -> None:
+@pytest.mark.parametrize("asked_for", [True, False])
+def test_what_died_inside_while_it_was_alone_is_in_nobodys_way(
+    folder: Path, asked_for: bool
+) -> None:
+    """Also when its parent does not ask what became of it, as some containers' first process."""
+
     async def run() -> None:
         with Child("stop_in_write", path=folder) as other:
             other.says("open")
@@ -200,7 +206,11 @@ def test_what_died_inside_while_it_was_alone_is_in_nobodys_way(folder: Path) -> 
             async with opened(folder, timeout=WAIT) as grid:
                 with pytest.raises(GridUnavailable, match=f"process {other.pid}"):
                     await Visitor(grid).create(b"x")
-                other.kill()
+                if asked_for:
+                    other.kill()
+                else:
+                    os.kill(other.pid, signal.SIGKILL)
+                    os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
                 there = Visitor(grid)
                 await there.create(b"y")
                 assert (await there.found()).payload == b"y"
@@ -257,6 +267,64 @@ def test_no_call_blocks_the_loop_but_lmdb_itself(folder: Path) -> None:
                 await there.found()
                 await grid.sweep(10)
                 await grid.remove(there.key)
+
+    asyncio.run(run())
+
+
+# -- the end of a process whose other threads go on -------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("inside_for", "durable", "times"), [(0.2, False, 1), (None, False, 5), (None, True, 2)]
+)
+def test_a_process_ends_while_another_of_its_threads_writes(
+    folder: Path, inside_for: float | None, durable: bool, times: int
+) -> None:
+    """Closed under a thread that was inside, the process and all its neighbours hung for ever."""
+
+    async def run() -> None:
+        for _ in range(times):
+            with Child(
+                "end_beside_a_thread", path=folder, inside_for=inside_for, durable=durable
+            ) as other:
+                other.says("ending")
+                other.ends()
+            assert '"clean": true' in (folder / "state.json").read_text()
+            async with opened(folder, durable=durable, timeout=WAIT) as grid:
+                assert (await visitor(grid, 1).found()).payload == b"kept"
+                for number in (1, 2):
+                    await grid.remove(visitor(grid, number).key)
+
+    asyncio.run(run())
+
+
+def test_a_process_ends_beside_a_thread_that_does_not_come_out(folder: Path) -> None:
+    """As if it were killed there: nobody says that all was written."""
+
+    async def run() -> None:
+        with Child("end_beside_a_thread", path=folder, inside_for=60.0) as other:
+            other.says("ending")
+            other.ends()
+        assert '"clean": false' in (folder / "state.json").read_text()
+        async with opened(folder, timeout=WAIT) as grid:
+            assert (await visitor(grid, 1).found()).payload == b"kept"
+            assert await grid.remove(visitor(grid, 1).key)
+
+    asyncio.run(run())
+
+
+def test_a_store_closed_under_its_threads_is_unavailable_to_them(folder: Path) -> None:
+    async def run() -> None:
+        async with opened(folder, timeout=0.01) as grid:
+            there = visitor(grid, 1)
+            await there.create(b"0")
+            await asyncio.to_thread(store._close_at_exit)
+            async with asyncio.timeout(5.0):
+                for call in (there.read, there.create, lambda: grid.sweep(1)):
+                    with pytest.raises(GridUnavailable):
+                        await call()
+            grid._store = None
+            grid._bells.close()
 
     asyncio.run(run())
 

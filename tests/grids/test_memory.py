@@ -229,6 +229,28 @@ def test_ended_records_leave_nothing_in_memory() -> None:
     assert not grid._bells._waiters
 
 
+def test_deadlines_that_come_nearer_leave_one_entry_in_the_end() -> None:
+    """An entry that is not its record's own any more must not beget another."""
+    clock = ManualClock()
+
+    async def scenario() -> list[int]:
+        grid = MemoryGrid(clock)
+        await grid.create(KEY, _new(timeout=100.0))
+        entries = []
+        for turn in range(30):
+            claim = Claim(turn.to_bytes(16), "GET /", 30.0, 50)
+            assert type(await grid.acquire(KEY, SECRET, claim)) is Granted
+            change = Change(100 + turn, None, 100.0 if turn % 2 else 50.0, None)
+            await grid.commit(KEY, claim.token, change, release=True)
+            clock.advance(45.0)
+            while await grid.sweep(1) == 1:
+                pass
+            entries.append(len(grid._table._deadlines))
+        return entries
+
+    assert max(asyncio.run(scenario())) <= 3
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_use_in_a_forked_process_is_refused_with_the_reason() -> None:
     grid = MemoryGrid()

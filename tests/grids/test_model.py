@@ -22,8 +22,9 @@ from hypothesis.stateful import (
 
 from gridsession.grids.contract import Busy, Change, Claim, Grid, NewRecord, Rotation
 from gridsession.grids.embedded import EmbeddedGrid
-from gridsession.grids.embedded.place import MIN_SIZE, Place
+from gridsession.grids.embedded.place import Place
 from gridsession.grids.memory import MemoryGrid
+from gridsession.sources.connection_string import MIN_SIZE
 from gridsession.testing import ManualClock
 from tests.grids.model import Model, difference
 

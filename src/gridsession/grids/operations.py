@@ -203,11 +203,15 @@ def sweep(table: Table, limit: int) -> int:
             continue
         if record is None or record.indexed != due:
             table.forget(due, key)
-        elif record.is_live(table.now):
+        if record is None:
+            continue
+        if not record.is_live(table.now):
+            _remove(table, key, record)
+        elif record.indexed <= table.now.wall:
+            # Also where this was not its own entry: that one may have been put off, when it could
+            # not be read, and was this. Otherwise its own lies ahead.
             table.index(key, record, record.due(table.now))
             table.save(key, record)
-        else:
-            _remove(table, key, record)
     return looked_at
 
 

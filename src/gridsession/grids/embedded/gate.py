@@ -105,14 +105,7 @@ class Gate:
     def _first_is_inside(self) -> bool:
         """Who was alone may have entered before it could see that it is not any more."""
         (pid,) = _PID.unpack_from(self._map, 0)
-        try:
-            if pid:
-                os.kill(pid, 0)  # sends nothing
-        except ProcessLookupError:  # it died there, and LMDB knows how to go on
-            return False
-        except PermissionError:
-            return True
-        return bool(pid)
+        return bool(pid) and not _has_ended(pid)  # if it died there, LMDB knows how to go on
 
     async def enter(self) -> None:
         """Enter when it is free, with the event loop running meanwhile.
@@ -150,8 +143,8 @@ class Gate:
         self._threads.release()
 
     def close(self) -> None:
-        """Close; whoever comes later finds it shut."""
-        self._threads.acquire(timeout=self._timeout)
+        """Close, with no thread inside but the caller's; whoever comes later finds it shut."""
+        self._threads.acquire(False)  # for good
         self.abandon()
 
     def abandon(self) -> None:
@@ -166,11 +159,24 @@ class Gate:
         return self._threads
 
     def _too_long(self) -> GateShut:
-        if self._map.closed:
+        try:
+            (pid,) = _PID.unpack_from(self._map, 0)
+        except ValueError:
             return GateShut("the embedded grid is closed")
-        (pid,) = _PID.unpack_from(self._map, 0)
         who = f"process {pid}" if pid else "another process"
         return GateShut(
             f"the embedded grid was busy for {self._timeout:g} s: {who} is inside a transaction "
             "and does not come out (stopped, or starved of CPU)"
         )
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a process is dead; its parent may not have asked for it yet, and never do so."""
+    try:
+        os.kill(pid, 0)  # sends nothing
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's, or a system without /proc
+        return False
+    return stat.rpartition(b") ")[2][:1] in (b"Z", b"X")

@@ -89,6 +89,12 @@ class SocketBells(Bells):
                 self._out = _sender()
                 self._out.sendto(token, path)
 
+    def keep_up(self) -> None:
+        """Touch our sockets: a datagram does not, and old files are removed where it may be."""
+        for mailbox in list(self._mailboxes.values()):
+            with contextlib.suppress(OSError):
+                os.utime(mailbox.name, dir_fd=self._folder_fd)
+
     def close(self) -> None:
         for mailbox in self._mailboxes.values():
             self._drop(mailbox)

@@ -4,9 +4,11 @@
                          the file under the other processes
     gate                 see gate.py
     opening              held while a process opens or closes
-    users                held shared by whoever has the store open; who gets it alone is alone
     state.json           layout, size, boot, and whether the last one out wrote everything
     bells/               sockets of those who wait; see mailbox.py
+
+The folder itself is held shared (`flock`) by whoever has the store open; who gets it alone is
+alone. There is no file for that: where old files are removed, it was, under those who held it.
 
 Without `durable` nothing is flushed to disk while it runs. That is safe against the death of
 processes, since the pages belong to the operating system, and not against the death of that one:
@@ -44,8 +46,6 @@ from gridsession.grids.embedded.files import (
 )
 from gridsession.grids.embedded.gate import Gate
 from gridsession.grids.embedded.place import (
-    MIN_SIZE,
-    PAGE,
     Place,
     can_reserve,
     default_folder,
@@ -54,18 +54,22 @@ from gridsession.grids.embedded.place import (
     read_boot_id,
 )
 from gridsession.grids.record import Record
+from gridsession.sources.connection_string import MIN_SIZE, PAGE
 
 log = logging.getLogger("gridsession")
 
 _MAX_READERS = 1022  # processes at once, of which each reads with one slot at a time
 _LEAST_RESERVE = 96  # pages: a release copies up to ten, and those of the two before are taken yet
-_READER_CHECK_SECONDS = 60.0
+_UPKEEP_SECONDS = 60.0
 # How full the file is, is not counted at each small write: transactions are numbered over all
 # processes, and those until the next count, of so many pages at most, fit into half the reserve.
 _PAGES_A_WRITE = 16
 SMALL_BYTES = 4096
 _LONG_READ = 100  # transactions of others; a read takes less than one
 _LOCK_FILE_BYTES = 128 * 1024  # of which LMDB uses 64 bytes a reader
+_LAST_WORDS = 1.0  # seconds for threads to come out of their transactions before it is closed
+# What all must have in common: made anew by a process that joins, it would be its own.
+_COMMON = ("data.mdb", "lock.mdb", "gate", "state.json")
 
 
 class Store:
@@ -91,7 +95,7 @@ class Store:
         self._boot_id = boot_id
         self._alone = -1
         with opening(path, timeout):
-            self._alone = os.open(path / "users", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._alone = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 alone = try_alone(self._alone)
                 self.state = self._prepare(alone)
@@ -113,7 +117,8 @@ class Store:
         self.roomy_until = 0
         self.decoded: dict[bytes, tuple[bytes, Record]] = {}
         self.clock = SystemClock(boot_id)
-        self._readers_due = 0.0
+        self._upkeep_due = 0.0
+        self._told_missing = False
 
     def has_room(self, transaction: lmdb.Transaction, grown_by: int) -> bool:
         """Whether what a transaction has written may stay. Transactions of a number before
@@ -130,15 +135,38 @@ class Store:
             self.roomy_until = transaction.id() + self._reserve // (2 * _PAGES_A_WRITE)
         return bool(in_use <= (self._full_pages if grown_by else self._brim_pages))
 
-    def forget_dead_readers(self) -> None:
-        """Free the slots of processes that died while reading, now and then.
+    def keep_up(self) -> None:
+        """What is to be done once a minute.
 
-        What such a reader saw stays in the file for as long as its slot does: one made the file
-        grow from 0.1 to 215 MiB.
+        Free the slots of processes that died while reading: what such a reader saw stays in the
+        file for as long as its slot does; one made the file grow from 0.1 to 215 MiB. And touch the
+        files: some are written to by nobody, and old ones are removed from temporary folders.
         """
-        if time.monotonic() >= self._readers_due:
-            self._readers_due = time.monotonic() + _READER_CHECK_SECONDS
-            self.env.reader_check()
+        if time.monotonic() < self._upkeep_due:
+            return
+        self._upkeep_due = time.monotonic() + _UPKEEP_SECONDS
+        try:
+            with self.reads:  # it is not closed meanwhile
+                self.env.reader_check()
+                folder_is_gone = os.fstat(self._alone).st_nlink == 0
+        except lmdb.Error as error:
+            raise GridUnavailable(f"the embedded grid failed: {error}") from error
+        missing = [str(self.path)] if folder_is_gone else []
+        for name in () if folder_is_gone else (".", *_COMMON, "opening", "bells"):
+            try:
+                os.utime(self.path / name)
+            except FileNotFoundError:
+                missing.append(name)
+            except OSError:
+                continue  # it belongs to another user, whose process may do it
+        if missing and not self._told_missing:
+            log.error(
+                "the embedded grid in %s lost %s while it is in use: processes that start now "
+                "cannot share its sessions; stop all that use it, then start them",
+                self.path,
+                ", ".join(missing),
+            )
+        self._told_missing = bool(missing)
 
     def held_up_by(self) -> str:
         """Who has been reading for so long that nothing freed since can be used again, in words."""
@@ -150,6 +178,29 @@ class Store:
 
     def close(self) -> None:
         """Close; the last one out writes everything to disk and says so in state.json."""
+        if self._all_are_out():
+            self._close()
+        else:  # as if the process died here
+            log.warning(
+                "the embedded grid in %s was not closed: a thread is in the middle of it", self.path
+            )
+        # At exit nobody has closed the grids, whose sockets these are.
+        for mailbox in (self.path / "bells").glob(f"{os.getpid()}.*"):
+            mailbox.unlink(missing_ok=True)
+
+    def _all_are_out(self) -> bool:
+        """Hold off the other threads. At exit those with an event loop of their own still run.
+
+        Closed under a thread that is in a transaction, LMDB's mutex is given back by nobody: that
+        thread, this process, and whoever opens the store or writes to it next waits for ever.
+        """
+        if self.gate.threads.acquire(timeout=_LAST_WORDS):
+            if self.reads.acquire(timeout=_LAST_WORDS):
+                return True
+            self.gate.threads.release()
+        return False
+
+    def _close(self) -> None:
         try:
             with opening(self.path, self._timeout):
                 last = try_alone(self._alone)
@@ -161,11 +212,9 @@ class Store:
         except (GridUnavailable, OSError, lmdb.Error) as error:
             log.warning("the embedded grid in %s was not closed in order: %s", self.path, error)
         self.env.close()
-        self.gate.close()
+        self.gate.close()  # its thread lock stays taken: nobody begins a transaction any more
         os.close(self._alone)
-        # At exit nobody has closed the grids, whose sockets these are.
-        for mailbox in (self.path / "bells").glob(f"{os.getpid()}.*"):
-            mailbox.unlink(missing_ok=True)
+        self.reads.release()  # to find it closed
 
     def become_inherited(self) -> None:
         """In a forked child, at once: a lock outlasts its holder where a child keeps it open."""
@@ -189,8 +238,11 @@ class Store:
                 f"the embedded grid in {path} has layout {state.layout}, and this release reads "
                 f"{LAYOUT}: another release of gridsession wrote it; it was left alone"
             )
-        if not alone and (state is None or not data.exists()):
-            raise GridUnavailable(f"files are missing in {path}, which is in use")
+        if not alone and (state is None or not all((path / name).exists() for name in _COMMON)):
+            raise GridUnavailable(
+                f"files are missing in {path}, which is in use; stop all processes that use it, "
+                "then start them"
+            )
         if state is None and data.exists():
             self._move_aside("its state.json is missing or unreadable")
         torn = state is not None and not state.clean and not state.durable

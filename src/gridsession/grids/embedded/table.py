@@ -61,16 +61,14 @@ class LmdbTable:
 
     def load(self, key: bytes) -> Record | None:
         raw: bytes | None = self._txn.get(key + HEAD)  # type: ignore[assignment]
+        known = self._decoded.get(key)
+        # Whatever is saved was looked for before: that it is not among them yet is seen here.
+        if known is None and len(self._decoded) >= _MOST_DECODED:
+            self._decoded.clear()
         if raw is None:
             return None
         self._loaded = len(raw)
-        known = self._decoded.get(key)
-        if known is not None and known[0] == raw:
-            record = known[1]
-        else:
-            record = codec.unpack(raw)
-            if len(self._decoded) > _MOST_DECODED:
-                self._decoded.clear()
+        record = known[1] if known is not None and known[0] == raw else codec.unpack(raw)
         if record.boot_id != self.now.boot_id:
             record.enter_boot(self.now.boot_id)
         return record
