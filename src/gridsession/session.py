@@ -16,8 +16,9 @@ from enum import Enum
 from typing import Any, NamedTuple, Protocol, Self, SupportsIndex
 
 from gridsession import payload
+from gridsession.access import Access
 from gridsession.errors import SessionClosed, SessionReadOnly, SessionReplaced
-from gridsession.settings import MAX_TIMEOUT, Access, seconds
+from gridsession.settings import MAX_TIMEOUT, seconds
 from gridsession.undecoded import UNDECODED
 
 _ABSENT: Any = object()
@@ -218,11 +219,14 @@ class Session(dict[str, Any]):
     def exclusive(self) -> AbstractAsyncContextManager[Session]:
         """`async with session.exclusive() as s:` fresh values under the lock, for this block.
 
-        Commits at the block's end; an exception that leaves the block discards. In a request
-        that holds the lock already it is that lock, and nothing is committed early. Where nothing
-        is stored yet it begins a session, whose cookie leaves with the response's start or with a
-        WebSocket's accept. Tasks of one request take turns; one that a block started is inside it,
-        and so is the consumer of a generator that yields inside it: let none yield data there.
+        Commits at the block's end. An exception that leaves it discards: the session is what it
+        was at the block's beginning, or what the last `save()` in it has stored. In a request that
+        holds the lock already it is that lock, nothing is committed early, and what is assigned
+        meanwhile without a block is discarded with it. Where nothing is stored yet it begins a
+        session, whose cookie leaves with the response's start or with a WebSocket's accept.
+        Tasks of one request take turns; one that a block started is inside it, where again one
+        takes its turn after the other, and so is the consumer of a generator that yields inside
+        it: let none yield data there, and none wait there for another's turn.
 
         Raises:
             SessionLockTimeout, SessionQueueFull, SessionReplaced, SessionGone, GridUnavailable.
@@ -434,13 +438,8 @@ class Session(dict[str, Any]):
     def _discard(self) -> None:
         """Hold what is stored, as far as this request knows, and nothing else; for good."""
         self._phase = Phase.DISCARDED
-        self._load(
-            self._segments,
-            self._stored_user,
-            self._stored_timeout,
-            is_new=self._is_new,
-            replaced=self._replaced,
-        )
+        kept = self._segments, self._stored_user, self._stored_timeout
+        self._load(*kept, is_new=self._is_new, replaced=self._replaced)
 
     @property
     def _has_new_terms(self) -> bool:

@@ -6,9 +6,18 @@ import asyncio
 
 import pytest
 
-from gridsession import GridFull, GridUnavailable, SessionFormatError, SessionProvider
+from gridsession import (
+    GridFull,
+    GridUnavailable,
+    Session,
+    SessionFormatError,
+    SessionProvider,
+)
+from gridsession.access import Use
 from gridsession.grids.contract import NewRecord
 from gridsession.identity import new_id
+from gridsession.provider.bearer import Cookie
+from gridsession.provider.visit import Visit
 from tests.provider.harness import (
     Outage,
     Spy,
@@ -166,6 +175,80 @@ async def test_a_commit_of_unknown_outcome_is_reported_and_its_lock_withdrawn(
         await until(lambda: not tasks_left())
         assert await is_free(grid, session_id)
         assert await data_of(provider, session_id) == {"a": 2 if applied else 1}
+
+
+@APPLIED
+@pytest.mark.parametrize("change", ["user", "id"])
+@pytest.mark.parametrize("lock", ["the request's", "a block's"])
+@in_loop
+async def test_a_new_id_of_unknown_outcome_is_known_before_the_headers_leave(
+    grid: Spy, lock: str, change: str, applied: bool
+) -> None:
+    """Else the browser would be left with an id that is good for nothing any more."""
+    async with provider_on(grid) as provider:
+        session_id = await stored(provider, a=1)
+        use = Use.parse("exclusive" if lock == "the request's" else "read_only")
+        visit = Visit(provider, session_id.encode(), use, "a login")
+        await visit.begin()
+        break_off(grid, "commit", applied=applied, times=1)
+        if lock == "the request's":
+            log_in(visit.session, change)
+            with pytest.raises(GridUnavailable):
+                await visit.end()
+        else:
+            with pytest.raises(GridUnavailable):
+                async with visit.session.exclusive() as s:
+                    log_in(s, change)
+            await visit.end()
+        await visit.wait_for_what_is_under_way()
+        assert visit.cookie is Cookie.SET
+        assert visit.session_id != session_id
+        assert await data_of(provider, visit.session_id) == {"a": 2}
+        assert await is_free(grid, visit.session_id)
+
+
+@in_loop
+async def test_a_request_that_copes_with_a_new_id_of_unknown_outcome_has_it(grid: Spy) -> None:
+    async with provider_on(grid) as provider:
+        session_id = await stored(provider, a=1)
+        break_off(grid, "commit", applied=True, times=1)
+        async with provider.open(session_id) as session:
+            log_in(session, "user")
+            with pytest.raises(GridUnavailable):
+                await session.release()
+        assert await data_of(provider, session.id) == {"a": 2}
+
+
+@in_loop
+async def test_headers_wait_one_more_grid_timeout_for_a_new_id_of_unknown_outcome(
+    grid: Spy, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with provider_on(grid, grid_timeout=0.05) as provider:
+        session_id = await stored(provider, a=1)
+        visit = Visit(provider, session_id.encode(), Use.parse("exclusive"), "a login")
+        await visit.begin()
+        log_in(visit.session, "user")
+        away = break_off(grid, "commit", applied=False)
+        with pytest.raises(GridUnavailable):
+            await visit.end()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await visit.wait_for_what_is_under_way()
+        assert 0.03 <= loop.time() - began < 5
+        assert visit.cookie is Cookie.KEEP
+        away.over()
+        await until(lambda: not tasks_left())
+        assert await is_free(grid, session_id)
+        assert await data_of(provider, session_id) == {"a": 1}  # nor is it stored after that
+    assert not [r for r in caplog.records if r.levelname == "ERROR"]  # whoever asked was told
+
+
+def log_in(session: Session, change: str) -> None:
+    session["a"] = 2
+    if change == "user":
+        session.user = "ann"
+    else:
+        session.regenerate_id()
 
 
 @APPLIED

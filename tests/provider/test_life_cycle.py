@@ -23,9 +23,9 @@ from gridsession import (
     SessionTypeError,
     SettingsError,
 )
+from gridsession.access import Use
 from gridsession.provider.bearer import Cookie
 from gridsession.provider.visit import Visit
-from gridsession.settings import Use
 from gridsession.testing import ManualClock
 from tests.provider.harness import (
     Spy,

@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from gridsession import Session, SessionClosed, SessionLockLost, SessionLockTimeout
+from gridsession import (
+    Session,
+    SessionClosed,
+    SessionLockLost,
+    SessionLockTimeout,
+    SessionReplaced,
+)
 from gridsession.testing import ManualClock
 from tests.provider.harness import (
     OnTheWay,
@@ -210,6 +216,139 @@ async def test_a_task_beside_anothers_block_that_logs_in_comes_with_the_new_id(g
         assert await data_of(provider, session.id) == {"n": 1}
 
 
+@in_loop
+async def test_a_task_may_log_in_that_waited_while_another_replaced_the_id(grid: Spy) -> None:
+    """It comes with the id that was replaced, but in the same request: it is no stranger."""
+    async with provider_on(grid) as provider:
+        session_id = await stored(provider, n=0)
+        async with provider.open(session_id, access="read_only") as session:
+
+            async def replace() -> None:
+                async with session.exclusive() as s:
+                    await until(lambda: "wait" in grid.calls)
+                    s["n"] += 1
+                    s.regenerate_id()
+
+            async def log_in() -> None:
+                async with session.exclusive() as s:
+                    s["n"] += 1
+                    s.user = "ann"
+
+            await asyncio.gather(replace(), log_in())
+            assert (session.user, session["n"]) == ("ann", 2)
+        assert await data_of(provider, session.id) == {"n": 2}
+        assert await is_free(grid, session.id)
+
+
+@in_loop
+async def test_a_task_may_not_that_waited_while_another_request_replaced_the_id(grid: Spy) -> None:
+    """Nor where its own request had replaced it before: what it knows is not the newest."""
+    async with provider_on(grid) as provider:
+        session_id = await stored(provider, n=0)
+        async with provider.open(session_id, access="read_only") as session:
+            replaced = asyncio.Event()
+
+            async def replace() -> None:
+                async with session.exclusive() as s:
+                    await until(lambda: "wait" in grid.calls)
+                    s.regenerate_id()
+                replaced.set()
+
+            async def log_in() -> None:
+                with pytest.raises(SessionReplaced):
+                    async with session.exclusive() as s:
+                        s.user = "ann"
+
+            async def another_request() -> None:
+                async with provider.open(session_id) as other:
+                    await replaced.wait()
+                    other["n"] = 1
+                    other._replaced = False  # as one that came with the newest
+                    other.regenerate_id()
+
+            replacing = asyncio.create_task(replace())
+            await steps(5)
+            other = asyncio.create_task(another_request())
+            await steps(5)
+            await asyncio.gather(replacing, other, log_in())
+        assert await is_free(grid, session_id)
+
+
+@pytest.mark.parametrize("change", ["user", "id"])
+@in_loop
+async def test_a_block_that_was_released_comes_with_its_requests_id(grid: Spy, change: str) -> None:
+    async with provider_on(grid) as provider:
+        session_id = await stored(provider, n=0)
+        async with provider.open(session_id, access="read_only") as session:
+
+            async def replace() -> None:
+                async with session.exclusive() as s:
+                    if change == "user":
+                        s.user = "ann"
+                    else:
+                        s.regenerate_id()
+
+            async with session.exclusive() as s:
+                await s.release()
+                await asyncio.create_task(replace())
+                async with s.exclusive() as again:
+                    again["n"] += 1
+                    again.user = "bob"
+                assert s.id == session.id != session_id
+            assert (session.user, session["n"]) == ("bob", 1)
+        assert await data_of(provider, session.id) == {"n": 1}
+
+
+@pytest.mark.parametrize("first", ["fails", "reads"])
+@in_loop
+async def test_a_request_keeps_the_newest_of_what_its_blocks_saw(grid: Spy, first: str) -> None:
+    """The first one's release is answered when the other has stored already."""
+    async with provider_on(grid) as provider:
+        session_id = await stored(provider, n=0)
+
+        async def answer_late(name: str) -> None:
+            if name == "release":
+                await until(counting.done)
+
+        async with provider.open(session_id, access="read_only") as session:
+
+            async def be_first() -> None:
+                with contextlib.suppress(ZeroDivisionError):
+                    async with session.exclusive():
+                        await until(lambda: "wait" in grid.calls)
+                        if first == "fails":
+                            raise ZeroDivisionError
+
+            grid.after = answer_late
+            going_first = asyncio.create_task(be_first())
+            counting = asyncio.create_task(count(session))
+            await asyncio.gather(going_first, counting)
+            assert session["n"] == 1
+        assert await data_of(provider, session_id) == {"n": 1}
+
+
+@pytest.mark.parametrize("what", ["save", "end"])
+@in_loop
+async def test_headers_do_not_wait_for_what_cannot_change_the_id(grid: Spy, what: str) -> None:
+    """Nor for one such after the other: a task might save for as long as it lives."""
+    async with provider_on(grid) as provider:
+        session_id = await stored(provider, n=0)
+        async with provider.open(session_id, access="read_only") as session:
+
+            async def go_on() -> None:
+                async with session.exclusive() as s:
+                    s["n"] = 1
+                    if what == "save":
+                        await s.save()
+
+            commit = OnTheWay(grid, "commit")
+            task = asyncio.create_task(go_on())
+            await commit.reached.wait()
+        assert not task.done()
+        await task
+        assert await data_of(provider, session_id) == {"n": 1}
+
+
 @BOTH
 @in_loop
 async def test_a_block_waits_for_blocks_inside_it(grid: Spy, access: str) -> None:
@@ -267,7 +406,7 @@ async def test_nothing_is_stored_of_half_a_block(grid: Spy, member: str) -> None
 
 
 @in_loop
-async def test_nothing_is_stored_of_half_a_block_in_a_block_that_failed(grid: Spy) -> None:
+async def test_nothing_is_stored_of_a_block_in_a_block_that_failed(grid: Spy) -> None:
     async with provider_on(grid) as provider:
         session_id = await stored(provider, a=100, b=0)
         begun = asyncio.Event()
@@ -277,8 +416,9 @@ async def test_nothing_is_stored_of_half_a_block_in_a_block_that_failed(grid: Sp
                     task = asyncio.create_task(transfer(session, begun))
                     await begun.wait()
                     raise ZeroDivisionError
-        assert await data_of(provider, session_id) == {"a": 90, "b": 10}
-        await task
+        assert await data_of(provider, session_id) == {"a": 100, "b": 0}
+        with pytest.raises(SessionClosed, match="given up while this block"):
+            await task
         assert await is_free(grid, session_id)
 
 

@@ -47,6 +47,7 @@ class Bearer:
     _outer: Bearer | None = None  # of whose `exclusive()` this is a block
     _beginnings: TaskTurns | None = None  # of blocks that begin a session; else each began its own
     _turn_to_begin: TaskTurns | None = None  # which this one, such a block, has
+    _blocks = 0  # of `exclusive()`: how many there were that had a lock of their own
 
     def root(self) -> Bearer:
         """The request's own: this one, or the one that it is a block of."""
@@ -134,9 +135,19 @@ class Bearer:
         self._id = None
 
     def _forget_new_id(self) -> None:
-        """The same for an id that nothing is stored under, here and as `_be_known_as`."""
+        """The same for an id that nothing is stored under, wherever this one's is known.
+
+        A block that has begun a session meanwhile has given the request another one.
+        """
+        mine = self._id
         for bearer in self._outward():
-            bearer._forget_id()
+            if bearer._id == mine and not bearer._stored:
+                bearer._forget_id()
+
+    def _take_over_the_requests_id(self) -> None:
+        """For a block: others of this request may have changed it, or ended the session."""
+        root = self.root()
+        self._id, self._identity, self._stored = root._id, root._identity, root._stored
 
     # -- headers that wait --------------------------------------------------------------------
 

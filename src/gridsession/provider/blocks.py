@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from gridsession.errors import SessionClosed, SessionLockTimeout
+from gridsession import payload
+from gridsession.errors import SessionClosed, SessionLockTimeout, SessionTypeError
 from gridsession.session import Phase, Session
+from gridsession.undecoded import UNDECODED
 
 if TYPE_CHECKING:
     from gridsession.provider.bearer import Bearer
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
 
 
 _GIVEN_UP = (
-    "The request was given up while this block of `session.exclusive()` was open; "
-    "what was done in it is not stored."
+    "The request, or the block around, was given up while this block of `session.exclusive()` was "
+    "open; what was done in it is not stored."
 )
 
 
@@ -69,6 +71,65 @@ class TaskTurns:
                 return
         self._taken = False
 
+    def wake_all(self) -> None:
+        """Let all who wait have it at once: nothing is left that they could mix up."""
+        for waiting in self._waiting or ():
+            if not waiting.done():
+                waiting.set_result(None)
+        self._waiting = None
+
+
+class Before:
+    """What a session was at a block's beginning, for an exception that leaves the block.
+
+    Args:
+        session: under a lock that is kept when the block fails, and with it what is in hand.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._keys = [*dict.keys(session)]
+        self._touched = touched = dict(session._touched)
+        values = [(key, dict.get(session, key)) for key in self._keys if key in touched]
+        self._values = {key: (value, _packed(key, value)) for key, value in values}
+        self._terms = (session._user, session._timeout, session._regenerate, session._abandoned)
+        self._stored = (session._segments, session._stored_user, session._stored_timeout)
+        self._is_new, self._modified = session._is_new, session.modified
+
+    def restore(self, session: Session) -> None:
+        """Let the session be that again; or, as far as it was saved meanwhile, what is stored."""
+        segments, stored_user, stored_timeout = self._stored
+        was_created = self._is_new and not session._is_new
+        if was_created or session._segments is not segments:
+            values: dict[str, Any] = dict.fromkeys(session._segments, UNDECODED)
+            touched: dict[str, None] = {}
+        else:
+            values, touched = {key: self._value(key) for key in self._keys}, self._touched
+        dict.clear(session)
+        dict.update(session, values)
+        session._touched = touched
+        session.modified = self._modified
+        user, timeout, regenerate, session._abandoned = self._terms
+        session._user = user if session._stored_user == stored_user else session._stored_user
+        saved = session._stored_timeout
+        session._timeout = timeout if saved == stored_timeout else saved
+        session._regenerate = regenerate and not was_created  # whose id is new
+
+    def _value(self, key: str) -> Any:
+        if key not in self._values:
+            return UNDECODED  # as stored
+        value, packed = self._values[key]
+        if packed is None or packed == _packed(key, value):
+            return value  # the very object: who had it before the block may change it yet
+        return payload.decode(packed)
+
+
+def _packed(key: str, value: object) -> bytes | None:
+    """None for what cannot be stored: that is told by whoever is to store it."""
+    try:
+        return payload.encode(key, value)
+    except SessionTypeError:
+        return None
+
 
 class Block(TaskTurns):
     """An open `session.exclusive()`, known to the code within it and to the tasks it starts.
@@ -76,17 +137,26 @@ class Block(TaskTurns):
     Its own turns are for what is done within it: blocks of those tasks, and `save` or `release`.
 
     Args:
-        root: the visit of the request.
+        visit: whose lock it is.
         session: what is used in the block.
         turns: what it is a turn of, already taken; given back when the block ends, or when its
             session's lock is given back within it.
 
     Attributes:
-        task: which entered it, and goes in and out freely.
+        visit, session: as given.
+        root: the visit of the request.
+        task: which entered it.
+        is_open: it has not been left.
+        has_failed: an exception is about to leave it.
+        within: the block that has its turn.
     """
 
-    def __init__(self, root: Bearer, session: Session, turns: TaskTurns) -> None:
-        self.root = root
+    has_failed = False
+    within: Block | None = None
+
+    def __init__(self, visit: Visit, session: Session, turns: TaskTurns) -> None:
+        self.visit = visit
+        self.root: Bearer = visit.root()
         self.session = session
         self.task = asyncio.current_task()
         self.is_open = True
@@ -94,12 +164,16 @@ class Block(TaskTurns):
 
     def __enter__(self) -> Self:
         _open_blocks.set((*_open_blocks.get(), self))
+        if isinstance(self._turns, Block):
+            self._turns.within = self
         return self
 
     def __exit__(self, *_: object) -> None:
         self.is_open = False
         _open_blocks.set(tuple(block for block in _open_blocks.get() if block.is_open))
-        del self.root, self.session, self.task  # the context of a task begun within keeps this
+        # The context of a task begun within keeps this.
+        del self.visit, self.root, self.session
+        self.task = None
         if not self._taken:
             self.give_turn_back()
 
@@ -111,8 +185,25 @@ class Block(TaskTurns):
     def give_turn_back(self) -> None:
         """Let others have it; a second call does nothing."""
         turns, self._turns = self._turns, None
+        if isinstance(turns, Block):
+            turns.within = None
         if turns is not None:
             turns.end_turn()
+
+    @property
+    def is_empty(self) -> bool:
+        """Nobody is inside a block, `save` or `release` within this one."""
+        return not self._taken
+
+    async def wait_for_those_inside(self, timeout: float) -> None:
+        """Wait until it is empty, but for this task itself: it may leave the outer block first."""
+        if self._taken and (self.within is None or self.within.task is not asyncio.current_task()):
+            await self.take_turn(timeout)
+            self.end_turn()
+
+    def _is_in_one_that_failed(self) -> bool:
+        around = self._turns
+        return isinstance(around, Block) and (around.has_failed or around._is_in_one_that_failed())
 
     async def end(self, timeout: float) -> None:
         """Call it before leaving, unless by an exception.
@@ -120,12 +211,10 @@ class Block(TaskTurns):
         Raises:
             SessionLockTimeout: a task is still inside a block within this one.
             SessionClosed: what was done in it is not stored: its request was given up meanwhile,
-                or the session's lock was given back before.
+                the block around it has failed, or the session's lock was given back before.
         """
-        if self._taken:
-            await self.take_turn(timeout)
-            self.end_turn()
-        if self.session._phase is Phase.DISCARDED:
+        await self.wait_for_those_inside(timeout)
+        if self.session._phase is Phase.DISCARDED or self._is_in_one_that_failed():
             raise SessionClosed(_GIVEN_UP)
         if self.session.is_read_only and self.session._delta().changes:
             raise SessionClosed(
@@ -138,21 +227,17 @@ class Block(TaskTurns):
 async def exclusive(visit: Visit, session: Session) -> AsyncIterator[Session]:
     """`session.exclusive()`, for a session of this visit.
 
-    Inside a block already: that block, or a turn in it for a task that was started there. Under
-    the request's own lock: a turn there. Anywhere else: a visit, a session and a lock of its own,
-    so that nothing can be in its way.
+    Inside a block already: a turn in that block, also for the task that entered it, since others
+    may be in a block within it. Under the request's own lock: a turn there. Anywhere else: a
+    visit, a session and a lock of its own, so that nothing can be in its way.
     """
     root, timeout = visit.root(), visit.lock_wait_timeout
     while blocks := blocks_around(root):
         around = blocks[0]
-        if around.task is asyncio.current_task():
-            yield around.session
-            return
         await around.take_turn(timeout)
         if around.is_open and around.session._phase is Phase.WRITABLE:
-            with Block(root, around.session, around) as block:
-                yield around.session
-                await block.end(timeout)
+            async with _in_turn(around.visit, around.session, around, timeout) as within:
+                yield within
             return
         around.end_turn()
     if any(block.session._phase is Phase.DISCARDED for block in open_blocks(root)):
@@ -160,16 +245,17 @@ async def exclusive(visit: Visit, session: Session) -> AsyncIterator[Session]:
     if session._phase is not Phase.DISCARDED:  # else what has the turn has nothing to guard
         await visit.take_turn(timeout)
         if session._phase is Phase.WRITABLE:
-            with Block(root, session, visit) as block:
-                yield session
-                await block.end(timeout)
+            async with _in_turn(visit, session, visit, timeout) as within:
+                yield within
             return
         visit.end_turn()
     own = await visit.visit_of_its_own()
     fresh = own.session
     try:
-        async with exclusive(own, fresh):
+        await own.take_turn(timeout)  # free
+        with Block(own, fresh, own) as block:
             yield fresh
+            await block.end(timeout)
         await own.end()
     except BaseException:
         await own.discard()
@@ -177,6 +263,34 @@ async def exclusive(visit: Visit, session: Session) -> AsyncIterator[Session]:
     finally:
         visit.adopt(own, session)
         own.let_session_go()
+
+
+@asynccontextmanager
+async def _in_turn(
+    visit: Visit, session: Session, turns: TaskTurns, timeout: float
+) -> AsyncIterator[Session]:
+    """A block under a lock that is there already, and is kept when the block fails."""
+    with Block(visit, session, turns) as block:
+        before = Before(session)
+        try:
+            try:
+                yield session
+            except Exception:
+                block.has_failed = True
+                if session._phase is Phase.WRITABLE:
+                    # What they do is a part of what is to be undone. Not for long where the task
+                    # is cancelled: then nobody is left inside but who was started and forgotten.
+                    with suppress(SessionLockTimeout):
+                        await block.wait_for_those_inside(timeout)
+                raise
+            await block.end(timeout)
+        except BaseException:
+            if session._phase is Phase.WRITABLE:
+                if block.is_empty:
+                    before.restore(session)
+                else:  # who is still inside would go on with half of what is undone
+                    await visit.lose(session)
+            raise
 
 
 def blocks_around(root: Bearer, session: Session | None = None) -> list[Block]:

@@ -146,18 +146,33 @@ class LoopWork:
         """Take back what a call may have left behind under a token, lock or ticket."""
         self.run(self._until_answered(lambda: self._grid.release(key, token)))
 
-    def finish_commit(self, key: bytes, token: bytes, change: Change) -> asyncio.Task[Any]:
-        """Repeat a commit whose request was cancelled while it was on its way.
+    def finish_commit(
+        self, key: bytes, token: bytes, change: Change, within: float | None = None
+    ) -> asyncio.Task[Any]:
+        """Repeat a commit whose request was cancelled while it was on its way, or not answered.
 
         The task's result is the grid's answer; None when there was none.
-        """
-        return self.run(self._finish_commit(key, token, change))
 
-    async def _finish_commit(self, key: bytes, token: bytes, change: Change) -> Any:
-        outcome = await self._until_answered(
-            lambda: self._grid.commit(key, token, change, release=True)
-        )
-        if not isinstance(outcome, Committed):
+        Args:
+            within: seconds. Who asked for it was told that it may not be stored, and what is
+                stored when the answer has left is worse than nothing. None: while there is a
+                chance, and the log is told of a failure.
+        """
+        return self.run(self._finish_commit(key, token, change, within))
+
+    async def _finish_commit(
+        self, key: bytes, token: bytes, change: Change, within: float | None
+    ) -> Any:
+        outcome = None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                outcome = await self._until_answered(
+                    lambda: self._grid.commit(key, token, change, release=True)
+                )
+        if within is not None:
+            if outcome is None:
+                self.withdraw(key, token)
+        elif not isinstance(outcome, Committed):
             log.error(
                 "session %s: the work of a cancelled request was not stored: %s",
                 name_of(key),

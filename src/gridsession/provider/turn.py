@@ -11,6 +11,7 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 from gridsession import payload
+from gridsession.access import Access, Use
 from gridsession.errors import (
     SessionError,
     SessionLockTimeout,
@@ -31,7 +32,6 @@ from gridsession.identity import parse_id
 from gridsession.provider.bearer import Bearer
 from gridsession.provider.tokens import lock_token
 from gridsession.session import Session
-from gridsession.settings import Access, Use
 
 if TYPE_CHECKING:
     from gridsession.provider.core import SessionProvider

@@ -1,0 +1,226 @@
+"""What a request asks of the grid in the end: to create a session, to commit, to remove it.
+
+The middle of a `Visit`. What was asked and not answered is finished, or withdrawn, beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any
+
+from gridsession import payload
+from gridsession.errors import (
+    GridUnavailable,
+    SessionClosed,
+    SessionError,
+    SessionGone,
+    SessionLockLost,
+    SessionReplaced,
+)
+from gridsession.grids.contract import (
+    Change,
+    Claim,
+    Committed,
+    Exists,
+    LockLost,
+    NewRecord,
+    Removed,
+    Rotation,
+)
+from gridsession.identity import (
+    SECRET_BYTES,
+    Identity,
+    name_of,
+    parse_id,
+    rotated_id,
+)
+from gridsession.provider.log import log
+from gridsession.provider.tokens import commit_token, lock_token
+from gridsession.provider.turn import Turn
+from gridsession.session import Delta, Phase, Session
+from gridsession.settings import seconds
+
+_CLOSED = Phase.CLOSED  # an Enum's members are slow to find
+
+
+class Storing(Turn):
+    """A turn, and what it stores. Args: as `Turn`."""
+
+    # Defaults on the class: most visits change none of them.
+    _unsure = False  # whether a save() that failed was carried out
+    _finishing: asyncio.Task[Any] | None = None  # what was asked when this was cancelled
+    _is_lost = False  # what was done is not stored, and the end is still to tell that
+
+    def _store(self, session: Session, *, release: bool) -> Coroutine[Any, Any, None] | None:
+        """What has to be asked of the grid; None: nothing."""
+        if session._abandoned:
+            return self._remove(session, fenced=False)
+        delta = session._delta()
+        if not self._stored:
+            if delta.set or session._user is not None:
+                return self._create(session, delta, release=release)
+            return None
+        segments = session._segments_with(delta) if delta.changes else session._segments
+        if release and not segments and session._user is None:  # Starlette's logout
+            return self._remove(session, fenced=True)
+        if delta.changes or self._unsure or session._has_new_terms:
+            return self._commit(session, segments, delta.changes, release)
+        return self._release() if release else None
+
+    async def _create(self, session: Session, delta: Delta, *, release: bool) -> None:
+        self.check_id_may_change()
+        provider = self._provider
+        segments = session._segments_with(delta)
+        new = NewRecord(
+            commit_token=commit_token(),
+            secret=b"",
+            payload=payload.join(segments, provider.max_payload_bytes),
+            timeout=session._timeout,
+            absolute_timeout=provider.absolute_timeout,
+            user=session._user,
+        )
+        self._identity = identity = parse_id(self._own_id())
+        assert identity is not None
+        new.secret = identity.secret
+        claim = None
+        if not release:
+            claim = Claim(lock_token(), self._holder, provider.lease, provider.queue_limit)
+            self._claim = claim
+        session._regenerate = False  # its id is new; what is asked for from now on is another one
+        try:
+            outcome = await self._grid.create(identity.key, new, claim)
+        except BaseException as error:
+            # Whether it was written is unknown. Nobody has been given its id: it expires unused.
+            if release and isinstance(error, asyncio.CancelledError):
+                self._is_lost = True  # should the request go on all the same
+                name = name_of(identity.key)
+                log.error("session %s: the work of a cancelled request was not stored", name)
+            self.leave()
+            self._forget_new_id()  # a second try is another session
+            raise
+        if isinstance(outcome, Exists):
+            raise SessionError(f"A new session's key {name_of(identity.key)} was taken already.")
+        if claim is not None:
+            if self._claim is not claim:  # the request was given up meanwhile
+                self._work.withdraw(identity.key, claim.token)
+                raise SessionClosed
+            self._hold()
+        self._be_known_as((self._own_id(), identity))
+        self._held_to_the_end = release
+        session._committed(segments, new.user, new.timeout)
+
+    async def _commit(
+        self, session: Session, segments: dict[str, bytes], changed: bool, release: bool
+    ) -> None:
+        identity, claim = self._identity, self._claim
+        assert identity is not None
+        assert claim is not None
+        key = identity.key
+        # A new id waits for the response that carries it: save() stores what is not tied to it.
+        user = session._user if release else session._stored_user
+        change = Change(
+            commit_token(),
+            payload.join(segments, self._provider.max_payload_bytes)
+            if changed or self._unsure
+            else None,
+            session._timeout,
+            user,
+        )
+        rotated = None
+        if user != session._stored_user or (release and session._regenerate):
+            rotated = self._rotate(session, identity, change)
+        token = self._let_go() if release else claim.token
+        self._unsure = True
+        try:
+            outcome = await self._grid.commit(key, token, change, release=release)
+        except asyncio.CancelledError:
+            if release:  # the work was done, so its commit stands; repeating it is harmless
+                self._finishing = self._work.finish_commit(key, token, change)
+                if rotated is not None:
+                    self._finishing.add_done_callback(partial(self._known_if_done, rotated))
+                    self.root()._wait_with_headers_for(self._finishing)
+            raise
+        except GridUnavailable:
+            if rotated is not None:
+                # If it was carried out, the browser's id is good for nothing any more, and the
+                # error's answer has to carry the new one. It waits a second `grid_timeout` for
+                # the grid to tell; then it leaves as it is, and the commit is tried no more.
+                bound = seconds(self._provider.settings.grid_timeout)
+                finishing = self._work.finish_commit(key, token, change, bound)
+                finishing.add_done_callback(partial(self._known_if_done, rotated))
+                self.root()._wait_with_headers_for(finishing)
+            elif release:
+                self._work.withdraw(key, token)
+            raise
+        except BaseException:
+            if release:
+                self._work.withdraw(key, token)
+            raise
+        self._unsure = False
+        if type(outcome) is not Committed:
+            if session._phase is Phase.DISCARDED:  # which gave the lock back
+                raise SessionClosed
+            raise (SessionLockLost if type(outcome) is LockLost else SessionGone)
+        session._committed(segments, user, change.timeout)
+        if session._phase is Phase.DISCARDED:  # while a save() was on its way
+            session._discard()  # anew: the keys that it has are those that are stored
+        if release:
+            self._held_to_the_end = True
+            session._regenerate = False
+        if rotated is not None:
+            self._be_known_as(rotated)
+
+    def _rotate(
+        self, session: Session, identity: Identity, change: Change
+    ) -> tuple[bytes, Identity]:
+        """Let a change replace the secret; the new id."""
+        self.check_id_may_change()
+        user_changed = change.user != session._stored_user
+        if user_changed and session._replaced:
+            raise SessionReplaced
+        rotated = rotated_id(identity.handle, os.urandom(SECRET_BYTES)).encode()
+        identity_then = parse_id(rotated)
+        assert identity_then is not None
+        change.rotation = Rotation(identity_then.secret, user_changed)
+        return rotated, identity_then
+
+    async def _remove(self, session: Session, *, fenced: bool) -> None:
+        if self._stored:
+            assert self._identity is not None
+            key, token = self._identity.key, self._let_go() if self._claim is not None else b""
+            try:
+                outcome = await self._grid.remove(key, token if fenced else None)
+            except asyncio.CancelledError:  # as a commit's
+                self._finishing = self._work.finish_removal(key, token, fenced=fenced)
+                self._finishing.add_done_callback(partial(self._known_if_done, None))
+                self.root()._wait_with_headers_for(self._finishing)
+                raise
+            except BaseException:
+                self._work.withdraw(key, token)
+                raise
+            if isinstance(outcome, LockLost):
+                raise SessionLockLost
+            self._be_known_as(None)
+        self._forget_id()
+        session._load({}, None, session._stored_timeout, is_new=True, replaced=False)
+        session._phase = _CLOSED
+
+    def _known_if_done(
+        self, known: tuple[bytes, Identity] | None, finishing: asyncio.Task[Any]
+    ) -> None:
+        if not finishing.cancelled() and isinstance(finishing.result(), Committed | Removed):
+            self._finishing = finishing  # not lost after all
+            self._be_known_as(known)
+
+    def _may_change_id(self, session: Session) -> bool:
+        """Whether storing it for good may begin a session, replace its id, or end it."""
+        return (
+            not self._stored
+            or session._abandoned
+            or session._regenerate
+            or session._user != session._stored_user
+            or not dict.__len__(session)
+        )
