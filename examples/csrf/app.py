@@ -39,11 +39,22 @@ def csrf_token(session: Session) -> str:
     return token
 
 
+async def field(request: Request, name: str) -> str:
+    """What a field of the form holds; empty where it is missing. HTTPException 400: no text."""
+    try:
+        value = (await request.form()).get(name)
+        text = value if isinstance(value, str) else ""
+        text.encode()
+    except ValueError:  # the charset that a request names may be one that gives no text
+        raise HTTPException(400, "This form cannot be read.") from None
+    return text
+
+
 async def check_csrf(request: Request) -> None:
     """Refuse a request without its session's token: HTTPException 403."""
     given = request.headers.get("x-csrf-token")
     if given is None:
-        given = str((await request.form()).get("csrf", ""))
+        given = await field(request, "csrf")
     expected = str(session_of(request).get("csrf", ""))
     if not expected or not secrets.compare_digest(given.encode(), expected.encode()):
         raise HTTPException(403, "This form is out of date. Please reload the page and try again.")
@@ -72,13 +83,17 @@ async def account(request: Request) -> Response:
 
 async def log_in(request: Request) -> Response:
     session = session_of(request)
+    name = await field(request, "name")
+    if not name:
+        raise HTTPException(400, "Who are you?")
     del session["csrf"]  # the next form shows a new one
-    session.user = str((await request.form()).get("name"))[:80]  # and the session gets a new id
+    session.user = name[:80]  # another user gives the session a new id by itself,
+    session.regenerate_id()  # the same one again does not
     return RedirectResponse("/account", status_code=303)
 
 
 async def set_address(request: Request) -> Response:
-    session_of(request)["address"] = str((await request.form()).get("address"))[:200]
+    session_of(request)["address"] = (await field(request, "address"))[:200]
     return RedirectResponse("/account", status_code=303)
 
 

@@ -117,6 +117,47 @@ def test_a_login_changes_the_token_and_the_id(client: TestClient) -> None:
     assert "Welcome, ann" in client.get("/").text
 
 
+def test_each_login_gives_a_new_id_to_the_same_user_too(client: TestClient) -> None:
+    log_in(client, "ann")
+    before, token = client.cookies[COOKIE], shown_token(client)
+    log_in(client, "ann")
+    assert client.cookies[COOKIE] != before
+    assert shown_token(client) != token
+
+
+@pytest.mark.parametrize("form", [{}, {"name": ""}])
+def test_nobody_is_logged_in_without_a_name(client: TestClient, form: dict[str, str]) -> None:
+    token = shown_token(client)
+    assert client.post("/login", data=form | {"csrf": token}).status_code == 400
+    assert shown_token(client) == token
+    assert "Welcome</h1>" in client.get("/").text
+
+
+@pytest.mark.parametrize(
+    ("charset", "sent"),
+    [
+        ("raw_unicode_escape", rb"\ud800"),
+        ("utf-7", b"+2AA-"),
+        ("undefined", b"x"),
+        ("idna", b"xn--a\xff.."),
+        ("punycode", b"\xff-\xff"),
+        ("none_such", b"\xff"),
+    ],
+)
+@pytest.mark.parametrize("name", ["csrf", "name"])
+def test_a_form_of_a_charset_that_gives_no_text_is_refused(
+    client: TestClient, charset: str, sent: bytes, name: str
+) -> None:
+    token = shown_token(client)
+    headers = {"content-type": f"multipart/form-data; boundary=B; charset={charset}"}
+    if name == "name":
+        headers["x-csrf-token"] = token
+    part = f'--B\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode()
+    answer = client.post("/login", content=part + sent + b"\r\n--B--\r\n", headers=headers)
+    assert answer.status_code in ((400, 403) if name == "csrf" else (303, 400))
+    assert shown_token(client) == token or answer.status_code == 303
+
+
 def test_nobody_can_be_logged_in_by_another_site(client: TestClient) -> None:
     """Which has a token of its own session, and sends its visitor's browser with it."""
     attackers = shown_token(other_browser(client))

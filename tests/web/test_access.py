@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import re
@@ -25,8 +26,8 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocket
 
 from gridsession import Access, SettingsError
+from gridsession.access import Use
 from gridsession.provider.visit import Visit
-from gridsession.settings import Use
 from gridsession.web import access, asgi
 from gridsession.web.access import declared
 from gridsession.web.starlette import SessionMiddleware, session_access
@@ -145,6 +146,8 @@ class Views:
         (None, "not on None"),
         (Views().one, "Views.one cannot carry a declaration; decorate the function"),
         (len, "len cannot carry a declaration"),
+        (staticmethod(view), "goes below @staticmethod: write @staticmethod above @session_access"),
+        (classmethod(view), "goes below @classmethod"),  # type: ignore[arg-type]
     ],
 )
 def test_what_cannot_be_declared_is_told_at_decoration(what: Any, says: str) -> None:
@@ -187,6 +190,25 @@ def test_a_declaration_is_found_behind_what_wraps_it() -> None:
     assert declared(Below().one) == EXCLUSIVE
     assert declared(none(Below)) == declared(Below()) == NONE
     assert declared(Bound()) is declared(view) is declared(None) is None
+
+
+@BOTH
+def test_a_callable_object_is_declared_at_its_call(
+    framework: Callable[..., Starlette], given: Given
+) -> None:
+    class Page:
+        @none
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await PlainTextResponse("ok")(scope, receive, send)
+
+    @read_only
+    class Below(Page):
+        pass
+
+    assert ask(framework(Route("/", Page())), "/") == 200
+    assert ask(framework(Route("/", functools.partial(Below()))), "/") == 200
+    assert given == [NONE, READ_ONLY]
+    assert declared(Page) is None  # calling it makes one, and answers nothing
 
 
 def test_wrappers_in_a_circle_end() -> None:
@@ -549,6 +571,122 @@ def test_what_a_router_hands_over_to(given: Given) -> None:
         assert given.pop() == use, path
 
 
+def test_frontends_come_before_what_a_router_hands_over_to(given: Given) -> None:
+    app = fastapi.FastAPI(openapi_url=None)
+    app.add_middleware(SessionMiddleware, **MEMORY)
+    app.frontend("/ui", directory=ROOT / "docs")
+    app.router.default = none(Router([Route("/z", view)]))
+    assert [ask(app, path) for path in ("/ui/access.md", "/z")] == [200, 200]
+    assert given == [EXCLUSIVE, NONE]
+
+
+# -- sessions inside of sessions ---------------------------------------------------------------
+
+
+OWN = MEMORY | {"session_cookie": "inner"}
+_inner = Middleware(SessionMiddleware, **OWN)
+
+
+def test_the_outer_one_sees_nothing_inside_of_the_inner_one(
+    given: Given, caplog: pytest.LogCaptureFixture
+) -> None:
+    routes = [Route("/", none(new_view()))]
+    app = starlette(
+        Mount("/around", SessionMiddleware(Starlette(routes=routes), **OWN)),
+        Mount("/hidden", SessionMiddleware(hiding(Starlette(routes=routes)), **OWN)),
+        Mount("/its", Starlette(routes=routes, middleware=[_gzip, _inner])),
+        Mount("/wrapped", GZipMiddleware(Starlette(routes=routes, middleware=[_inner]))),
+        Mount("/router", Router(routes, middleware=[_gzip, _inner])),
+        Mount("/mount", routes=routes, middleware=[_gzip, _inner]),
+        Mount("/plain", asgi.SessionMiddleware(Starlette(routes=routes), **OWN)),
+        Route("/route", none(new_view()), middleware=[_gzip, _inner]),
+        access={"/route": "read_only wait_for_writer", "*": "read_only"},
+    )
+    for path, outer, inner in (
+        ("/around/", READ_ONLY, NONE),
+        ("/hidden/", READ_ONLY, EXCLUSIVE),
+        ("/its/", READ_ONLY, NONE),
+        ("/wrapped/", READ_ONLY, NONE),
+        ("/router/", READ_ONLY, NONE),
+        ("/mount/", READ_ONLY, NONE),
+        ("/plain/", READ_ONLY, EXCLUSIVE),
+        ("/route", WAITING, NONE),
+    ):
+        assert ask(app, path) == 200
+        assert given == [outer, inner], path
+        given.clear()
+        assert len(warnings(caplog)) == (path == "/hidden/")  # the inner one's own
+        caplog.clear()
+
+
+def test_what_leads_to_the_inner_one_counts_for_the_outer_one(
+    given: Given, caplog: pytest.LogCaptureFixture
+) -> None:
+    inner = Starlette(routes=[Route("/", exclusive(new_view()))], middleware=[_inner])
+    app = starlette(
+        none(Mount("/mount", inner)),
+        Mount("/app", none(Starlette(routes=inner.routes, middleware=[_inner]))),
+        none(Route("/route", exclusive(new_view()), middleware=[_inner])),
+        Mount("/router", read_only(Router(inner.routes, middleware=[_inner]))),
+    )
+    for path, outer in (
+        ("/mount/", NONE),
+        ("/app/", NONE),
+        ("/route", NONE),
+        ("/router/", READ_ONLY),
+    ):
+        assert ask(app, path) == 200
+        assert given == [outer, EXCLUSIVE], path
+        given.clear()
+    assert ask(SessionMiddleware(inner, access="read_only", **MEMORY), "/") == 200
+    assert given == [READ_ONLY, EXCLUSIVE]
+    assert warnings(caplog) == []
+
+
+def test_the_inner_one_asks_no_router_further_out(
+    given: Given, caplog: pytest.LogCaptureFixture
+) -> None:
+    sub = SessionMiddleware(hiding(Starlette(routes=[Route("/x", view)])), **OWN)
+    app = starlette(
+        Route("/x", none(new_view())),
+        Mount(
+            "/m",
+            routes=[
+                Route("/x", view, middleware=[_inner]),
+                Route("/y", read_only(new_view()), middleware=[_inner]),
+            ],
+        ),
+        Mount("/sub", sub),
+        Route("/y", none(new_view())),
+    )
+    for path, inner in (("/m/x", EXCLUSIVE), ("/m/y", READ_ONLY), ("/sub/x", EXCLUSIVE)):
+        assert ask(app, path) == 200
+        assert given == [EXCLUSIVE, inner], path
+        given.clear()
+    assert warnings(caplog) == []
+
+
+def test_what_carries_the_middleware_is_heeded(given: Given) -> None:
+    session = Middleware(SessionMiddleware, **MEMORY)
+    routes = [
+        none(Route("/route", view, middleware=[session])),
+        none(Route("/view", read_only(new_view()), middleware=[session])),
+        read_only(Mount("/mount", routes=[Route("/", view)], middleware=[session])),
+        Mount("/router", none(Router([Route("/", view, middleware=[session])]))),
+        none(Mount("/app", read_only(Starlette(routes=[Route("/", view)], middleware=[session])))),
+    ]
+    app = exclusive(Starlette(routes=routes))
+    for path, use in (
+        ("/route", NONE),
+        ("/view", READ_ONLY),
+        ("/mount/", READ_ONLY),
+        ("/router/", EXCLUSIVE),  # the router is further out
+        ("/app/", READ_ONLY),
+    ):
+        assert ask(app, path) == 200
+        assert given.pop() == use, path
+
+
 # -- WebSockets --------------------------------------------------------------------------------
 
 
@@ -696,29 +834,96 @@ def test_a_route_that_fails_to_match_fails_in_the_application(
     app.add_exception_handler(ZeroDivisionError, sorry)
     assert [ask(app, "/"), ask(app, "/")] == [418, 418]
     assert given == [READ_ONLY, READ_ONLY]
+    assert warnings(caplog) == [
+        "a route failed to match (ZeroDivisionError); access went by path rules"
+    ]
+    assert all(record.exc_info is None for record in caplog.records)
+
+
+class Moving:
+    """Middleware that changes the path."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if "path" in scope:
+            scope["path"] = scope["path"].removeprefix("/v1")
+        await self.app(scope, receive, send)
+
+
+def moved(*routes: BaseRoute, **options: Any) -> Starlette:
+    """An application whose middleware moves requests to another view than was found for them."""
+    app = starlette(*routes, **options)
+    app.user_middleware.append(Middleware(Moving))
+    return app
+
+
+def test_no_stranger_silences_a_warning(given: Given, caplog: pytest.LogCaptureFixture) -> None:
+    app = moved(Route("/item/{n:int}", view), Route("/a", none(new_view())))
+    assert ask(app, "/item/" + "9" * 5000) == 500
+    assert ask(app, "/v1/a") == 200
+    first, second = warnings(caplog)
+    assert "a route failed to match (ValueError)" in first
+    assert "was run with 'exclusive'" in second
+
+
+def test_a_missed_declaration_is_told_where_the_view_fails_of_it(
+    given: Given, caplog: pytest.LogCaptureFixture
+) -> None:
+    @exclusive
+    async def writes(request: Request) -> Response:
+        request.session["n"] = 1
+        return PlainTextResponse("ok")
+
+    assert ask(moved(Route("/a", writes), access="none"), "/v1/a") == 500
     (text,) = warnings(caplog)
-    assert "A route failed to match" in text
-    assert caplog.records[-1].exc_info or any(r.exc_info for r in caplog.records)
+    assert "writes declares session_access 'exclusive' and was run with 'none'" in text
+
+
+def test_a_missed_declaration_of_a_websocket_is_told(
+    given: Given, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def talk(ws: WebSocket) -> None:
+        await ws.accept()
+        await ws.close()
+
+    async def fails(ws: WebSocket) -> None:
+        raise ZeroDivisionError
+
+    client = TestClient(moved(WebSocketRoute("/a", exclusive(functools.partial(talk)))))
+    with client.websocket_connect("/v1/a"):
+        pass
+    assert given == [READ_ONLY]  # which is what exclusive is there
+    assert warnings(caplog) == []
+    for view in (talk, fails):
+        client = TestClient(moved(WebSocketRoute("/a", none(view))))
+        with contextlib.suppress(ZeroDivisionError), client.websocket_connect("/v1/a"):
+            pass
+        (text,) = warnings(caplog)
+        assert "declares session_access 'none' and was run with 'read_only'" in text
+        caplog.clear()
+
+
+def test_a_mounts_application_is_no_view(given: Given, caplog: pytest.LogCaptureFixture) -> None:
+    async def default(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("ok")(scope, receive, send)
+
+    router = Router([Route("/q", view)], default=read_only(default))
+    app = starlette(Mount("/m", none(router)), Host("api.test", none(router)))
+    assert ask(app, "/m/else") == ask(app, "/", headers={"host": "api.test"}) == 200
+    assert given == [READ_ONLY, READ_ONLY]
+    assert warnings(caplog) == []
 
 
 @pytest.mark.parametrize("kind", ["path", "hidden"])
 def test_a_view_that_was_run_with_another_access_is_named_once(
     kind: str, given: Given, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Moving:
-        def __init__(self, app: ASGIApp) -> None:
-            self.app = app
-
-        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-            scope["path"] = scope["path"].removeprefix("/v1")
-            await self.app(scope, receive, send)
-
     one = read_only(new_view())
     one.__qualname__ = "catalog"
     if kind == "path":
-        app = starlette(Route("/a", one), Route("/b", none(new_view())))
-        app.add_middleware(SessionMiddleware, **MEMORY)
-        app.user_middleware = [app.user_middleware[0], Middleware(Moving)]
+        app = moved(Route("/a", one), Route("/b", none(new_view())))
         path = "/v1/a"
     else:
         app = starlette(Mount("/v1", hiding(Starlette(routes=[Route("/a", one)]))))

@@ -11,11 +11,14 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import fastapi
 import pytest
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
+from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.responses import StreamingResponse as Streaming
+from starlette.routing import Mount, Route
 
 import gridsession
 from gridsession import (
@@ -383,6 +386,22 @@ def headless(failure: Failure) -> Any:
     return app
 
 
+async def cancels(failure: Failure) -> Response:
+    """Waits for something that is shared, and that somebody gives up."""
+    shared = asyncio.ensure_future(asyncio.Event().wait())
+    shared.cancel()
+    await shared
+    raise AssertionError
+
+
+def cancelled_later(failure: Failure) -> Any:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        raise asyncio.CancelledError
+
+    return app
+
+
 def missing_file(failure: Failure) -> Response:
     return FileResponse("/nowhere/at/all.html", failure.status)
 
@@ -398,6 +417,8 @@ def missing_file(failure: Failure) -> Response:
         (unending, "ended before its response did"),
         (headless, "without a status"),
         (missing_file, "does not exist"),
+        (cancels, "CancelledError"),
+        (cancelled_later, "CancelledError"),
         (lambda _: "sorry", "returned a str, no ASGI application"),
         (lambda _: lambda: None, "positional argument"),
     ],
@@ -477,10 +498,14 @@ async def test_what_a_page_does_after_it_is_sent_changes_nothing(
         assert "failed, after it was sent: in the background" in caplog.text
 
 
+@pytest.mark.parametrize("make", [page, streamed])
+@pytest.mark.parametrize("version", ["2.0", "2.4"])
 @in_loop
-async def test_a_client_that_leaves_during_its_page_is_the_servers(grid: Spy) -> None:
+async def test_a_client_that_leaves_during_its_page_is_the_servers(
+    grid: Spy, make: Any, version: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async with provider_on(grid) as provider:
-        site = Site(grid, page)
+        site = Site(grid, make)
         app = SessionMiddleware(
             FRAMEWORKS["asgi"](site.handler, provider=provider),
             provider=provider,
@@ -494,8 +519,40 @@ async def test_a_client_that_leaves_during_its_page_is_the_servers(grid: Spy) ->
         cookie = await stored(provider, n=1)
         headers = [(b"cookie", f"session={cookie}".encode())]
         scope: Scope = {"type": "http", "path": "/", "method": "GET", "headers": headers}
+        scope["asgi"] = {"version": "3.0", "spec_version": version}
         with pytest.raises(ConnectionResetError):
             await app(scope, asyncio.Event().wait, gone)  # type: ignore[arg-type]
+        assert len(logged(caplog)) == 1
+
+
+@pytest.mark.parametrize("make", [page, streamed, lambda _: FileResponse(__file__, 503)])
+@in_loop
+async def test_a_page_that_listens_for_its_clients_leaving_is_sent_whole(
+    grid: Spy, make: Any
+) -> None:
+    """As Starlette's do by an older ASGI: they end at once where the client seems to be gone."""
+    sent: list[Message] = []
+    async with provider_on(grid) as provider:
+        site = Site(grid, make)
+        app = SessionMiddleware(
+            FRAMEWORKS["asgi"](site.handler, provider=provider),
+            provider=provider,
+            on_error=site.on_error,
+        )
+        grid.before = Failing("acquire", GridUnavailable())
+
+        async def slowly(message: Message) -> None:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            sent.append(message)
+
+        cookie = await stored(provider, n=1)
+        headers = [(b"cookie", f"session={cookie}".encode())]
+        scope: Scope = {"type": "http", "path": "/", "method": "GET", "headers": headers}
+        await app(scope, asyncio.Event().wait, slowly)  # type: ignore[arg-type]
+    assert not sent[-1].get("more_body")
+    body = b"".join(message.get("body", b"") for message in sent)
+    assert body in (b"sorry", Path(__file__).read_bytes())
 
 
 @in_loop
@@ -512,6 +569,99 @@ async def test_a_page_that_hangs_can_be_cancelled(grid: Spy) -> None:
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
+
+
+# -- what a page is told -----------------------------------------------------------------------
+
+
+def shop(framework: str, view: Any, **options: Any) -> Any:
+    """An application whose routers leave much in the scope."""
+    if framework == "starlette":
+        within: Any = Starlette(routes=[Route("/{n}", view)])
+        app = Starlette(routes=[Mount("/shop", within)])
+        app.add_middleware(SessionMiddleware, **options)
+        return app
+    api = fastapi.FastAPI(openapi_url=None)
+    router = fastapi.APIRouter()
+    router.add_api_route("/{n}", view)
+    api.include_router(router, prefix="/shop")
+    api.add_middleware(SessionMiddleware, **options)
+    return api
+
+
+@pytest.mark.parametrize("framework", ["starlette", "fastapi"])
+@pytest.mark.parametrize("kind", ["starlette", "fastapi"])
+@pytest.mark.parametrize("at", ["acquire", "commit"])
+@in_loop
+async def test_a_page_may_be_an_application_with_routes(
+    grid: Spy, framework: str, kind: str, at: str
+) -> None:
+    async def view(request: Request) -> Response:
+        request.session["n"] = 2
+        request.scope["noted"] = "by a view"
+        return PlainTextResponse("stored")
+
+    async def sorry(request: Request) -> Response:
+        path = request.path_params["p"]
+        return PlainTextResponse(f"{path} {request.url} {request.url_for('home')}", 500)
+
+    site: Any = Starlette() if kind == "starlette" else fastapi.FastAPI(openapi_url=None)
+    site.router.add_route("/home", sorry, name="home")
+    site.router.add_route("/{p:path}", sorry)
+    told: list[Failure] = []
+
+    def on_error(failure: Failure) -> Any:
+        told.append(failure)
+        return site
+
+    async with provider_on(grid) as provider:
+        app = shop(framework, view, provider=provider, on_error=on_error)
+        browser = Browser(app, provider)
+        browser.cookie = await stored(provider, n=1)
+        grid.before = Failing(at, GridUnavailable())
+        answer = await browser.ask(path="/shop/5")
+        assert answer.status == 500
+        assert answer.body == b"shop/5 http://test/shop/5 http://test/home"
+        scope = told[0].scope
+        assert scope.get("noted") == ("by a view" if at == "commit" else None)
+
+
+@in_loop
+async def test_a_mounted_application_finds_its_own_prefix_again(grid: Spy) -> None:
+    told: list[Any] = []
+
+    async def view(request: Request) -> Response:
+        request.session["n"] = object()
+        return PlainTextResponse("stored")
+
+    def on_error(failure: Failure) -> None:
+        told.append(
+            {k: failure.scope.get(k) for k in ("root_path", "app_root_path", "path_params")}
+        )
+
+    async with provider_on(grid) as provider:
+        app = shop("starlette", view, provider=provider, on_error=on_error)
+        browser = Browser(Starlette(routes=[Mount("/{where}", app)]), provider)
+        assert (await browser.ask(path="/here/shop/5")).status == 500
+    assert told == [{"root_path": "/here", "app_root_path": "", "path_params": {"where": "here"}}]
+
+
+@ALL
+@pytest.mark.parametrize("at", ["acquire", "commit"])
+@in_loop
+async def test_a_page_is_no_part_of_the_handlers_answer(grid: Spy, framework: str, at: str) -> None:
+    site = Site(grid, lambda failure: FileResponse(__file__, failure.status))
+    headers = [
+        (b"range", b"bytes=4-7"),
+        (b"if-range", b"x"),
+        (b"if-none-match", b"*"),
+        (b"if-modified-since", b"Fri, 01 Jan 2100 00:00:00 GMT"),
+        (b"accept", b"text/html"),
+    ]
+    answer = await site.ask(framework, GridUnavailable(), at=at, headers=headers)
+    assert answer.status == (503 if at == "acquire" else 500)
+    assert answer.body == Path(__file__).read_bytes()
+    assert site.failures[0].scope["headers"] == [(b"host", b"test"), (b"accept", b"text/html")]
 
 
 # -- what a page is not told -------------------------------------------------------------------
@@ -637,7 +787,7 @@ def test_on_error_must_be_a_function(on_error: Any) -> None:
 
 def test_on_error_is_no_setting() -> None:
     with pytest.raises(SettingsError, match="there is no option 'on_error'"):
-        gridsession.SessionSettings.of({"on_error": page})
+        gridsession.SessionSettings.load(on_error=page)
 
 
 # -- the page's own code -----------------------------------------------------------------------

@@ -583,3 +583,83 @@ async def test_an_applications_own_error_in_a_group_with_ours_reaches_the_server
         assert (answer.status, answer.body) == (500, b"Internal Server Error\n")
         assert isinstance(answer.error, ExceptionGroup)
         assert answer.error.subgroup(ZeroDivisionError) is not None
+
+
+# -- no headers of the application's --------------------------------------------------------------
+
+
+@ALL
+@pytest.mark.parametrize("how", ["release", "block"])
+@pytest.mark.parametrize("begun", [True, False], ids=["had-one", "had-none"])
+@in_loop
+async def test_a_new_id_that_no_response_carries_is_told(
+    grid: Spy, framework: str, how: str, begun: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server's own 500 knows nothing of it. A browser that had no session loses none."""
+
+    async def handler(asked: Asked) -> Reply:
+        session = asked.session
+        if how == "block":
+            async with session.exclusive() as s:
+                s.user = "ann"
+        else:
+            session.user = "ann"
+            await session.release()
+        raise ZeroDivisionError
+
+    access = "read_only" if how == "block" else "exclusive"
+    async with browsing(framework, handler, grid, access=access) as browser:
+        browser.cookie = await stored(browser.provider, n=1) if begun else None
+        answer = await browser.ask()
+        assert isinstance(answer.error, ZeroDivisionError)
+        told = [r for r in caplog.records if "its new id was stored" in r.getMessage()]
+        assert len(told) == begun
+
+
+@ALL
+@pytest.mark.parametrize("page", [True, False], ids=["page", "plain"])
+@in_loop
+async def test_an_answer_of_ours_carries_an_id_that_is_being_stored(
+    grid: Spy, framework: str, page: bool
+) -> None:
+    """The handler's own work cannot be stored, and a task of it logs somebody in meanwhile."""
+    tasks: list[asyncio.Task[None]] = []
+    failed = asyncio.Event()
+
+    async def log_in(session: Session) -> None:
+        await failed.wait()
+        async with session.exclusive() as s:
+            s.user = "ann"
+
+    async def handler(asked: Asked) -> Reply:
+        asked.session["bad"] = object()
+        tasks.append(asyncio.create_task(log_in(asked.session)))
+        return Reply()
+
+    async def slowly(scope: Scope, receive: Receive, send: Send) -> None:
+        await steps(10)
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        await send({"type": "http.response.body", "body": b"of ours"})
+
+    def on_error(failure: object) -> ASGIApp:
+        failed.set()
+        return slowly
+
+    async def after(name: str) -> None:
+        if name == "commit":
+            await steps(50)
+        if name == "release" and not page:
+            failed.set()
+            await steps(10)
+
+    async with provider_on(grid) as provider:
+        options: dict[str, Any] = {"on_error": on_error} if page else {}
+        browser = Browser(FRAMEWORKS[framework](handler, provider=provider, **options), provider)
+        browser.cookie = old = await stored(provider, n=1)
+        grid.after = after
+        answer = await browser.ask()
+        await asyncio.gather(*tasks)
+        assert answer.status == 500
+        assert browser.cookie != old
+        grid.after = None
+        assert await found(provider, browser.cookie) == ("ann", {"n": 1})

@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Host, Mount, Route, Router, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from gridsession.settings import Use
+from gridsession.access import Use
 from gridsession.web import access, routes
 from gridsession.web.starlette import SessionMiddleware
 from gridsession.web.types import Message, Scope

@@ -20,12 +20,13 @@ from gridsession import (
     SessionSettings,
     SettingsError,
 )
+from gridsession.access import Access, Use
 from gridsession.grids.contract import NewRecord
 from gridsession.identity import new_id
 from gridsession.provider.visit import Visit
-from gridsession.settings import Access, Use
 from gridsession.testing import ManualClock
 from gridsession.web.asgi import SessionMiddleware
+from gridsession.web.holders import _holder, holder
 from tests.provider.harness import Outage, Spy, identity_of, run, stored, until
 from tests.web.driver import Asked, Browser, Exchange, Reply, browsing, start_of_lifespan
 
@@ -344,15 +345,50 @@ def test_no_password_gets_out_of_a_connection_string(
             texts.append(repr(exchange.sent))
 
     run(main())
-    settings = SessionSettings(connection_string=connection_string)
-    texts += everything(caplog)
-    if "@" in connection_string or "?" in connection_string:  # elsewhere there are no passwords
-        texts.append(repr(settings))
-    with contextlib.suppress(SettingsError, ValueError):
+    try:
+        settings = SessionSettings(connection_string=connection_string)
+        if "@" in connection_string or "?" in connection_string:  # elsewhere are no passwords
+            texts.append(repr(settings))
         SessionProvider(settings)
+    except SettingsError as error:
+        texts.extend(traceback.format_exception(error))
+    texts += everything(caplog)
     for text in texts:
         assert PASSWORD not in text
 
 
 async def _nothing(scope: Any, receive: Any, send: Any) -> None:
     raise AssertionError("the application ran")
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/", "/"),
+        ("", "/"),
+        ("/cart", "/cart"),
+        ("/cart/4711", "/cart"),
+        ("/api.v1~x_y-z", "/api.v1~x_y-z"),
+        ("/users123", "/users123"),
+        ("/a1b2c3", "/a1b2c3"),
+        ("/a1b2c3d4", "/…"),
+        ("/1234", "/…"),
+        ("/deadbeefdeadbeefdead", "/deadbeefdeadbeefdead"),
+        ("/deadbeefdeadbeefdeadb", "/…"),
+        ("/9f86d081884c7d65", "/…"),
+        ("/ann@example.com", "/…"),
+        ("/\u0661\u0662", "/…"),
+        ("//x", "/"),
+        ("/x\n", "/…"),
+    ],
+)
+def test_of_a_path_only_a_word_is_shown_to_those_who_wait(path: str, shown: str) -> None:
+    assert holder("GET", path).startswith(f"GET {shown} · ")
+
+
+def test_no_long_method_is_remembered() -> None:
+    _holder.cache_clear()
+    for number in range(100):
+        assert holder(f"{'M' * 16}{number:0900}", "/").startswith(f"{'M' * 16} / · ")
+        assert holder("GET", f"/{'p' * 21}{number:0900}").startswith("GET /… · ")
+    assert _holder.cache_info().currsize == 2

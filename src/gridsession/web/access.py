@@ -10,8 +10,8 @@ import functools
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
+from gridsession.access import Access, Use
 from gridsession.errors import SettingsError
-from gridsession.settings import Access, Use
 
 _ATTRIBUTE = "__gridsession_access__"
 _MAX_WRAPPED = 64  # decorators around one view, after which they are taken for going in a circle
@@ -54,6 +54,11 @@ def session_access(
 
     def declare(view: _T) -> _T:
         global in_use  # noqa: PLW0603 - one flag, since each request asks for it
+        if isinstance(view, staticmethod | classmethod):  # what a class makes of it has no mark
+            kind = type(view).__name__
+            raise SettingsError(
+                f"session_access goes below @{kind}: write @{kind} above @session_access(…)"
+            )
         if not callable(view):
             raise SettingsError(f"session_access goes on views and applications, not on {view!r}")
         was = getattr(view, "__dict__", {}).get(_ATTRIBUTE)
@@ -77,7 +82,9 @@ def session_access(
 
 
 def declared(view: object) -> Use | None:
-    """What is declared for a view; looks through `functools.wraps`, `partial` and methods."""
+    """What is declared for a view; looks through `functools.wraps`, `partial` and methods, and of
+    a callable object at its `__call__`.
+    """
     for _ in range(_MAX_WRAPPED):
         use = getattr(view, _ATTRIBUTE, None)
         if isinstance(use, Use):
@@ -86,7 +93,9 @@ def declared(view: object) -> Use | None:
         if inner is None and isinstance(view, functools.partial):
             inner = view.func
         if inner is None:
-            return None
+            call = getattr(type(view), "__call__", None)  # noqa: B004 - not asked whether, but which
+            use = getattr(call, _ATTRIBUTE, None)
+            return use if isinstance(use, Use) else None
         view = inner
     return None
 

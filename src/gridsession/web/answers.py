@@ -37,7 +37,8 @@ class Failure:
 
     Attributes:
         scope: the request's ASGI scope, with neither its session nor the session's cookie: an
-            error page has no session.
+            error page has no session. Nor with what the application's routers made of it, or with
+            headers that were about the handler's answer (`Range`, `If-…`).
         error: what failed, without traceback and causes, which are in the log. Its text is for
             operators.
         status: what the plain page would have: 503 or 500.
@@ -51,6 +52,15 @@ class Failure:
     status: int
     retry_after: int | None
     handler_ran: bool
+
+
+def comes_of(error: BaseException | None, cause: BaseException | None) -> bool:
+    """Whether an exception is another one, or was raised because of it."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(comes_of(one, cause) for one in error.exceptions)
+    return error is not None and (
+        error is cause or comes_of(error.__cause__ or error.__context__, cause)
+    )
 
 
 OnError = Callable[[Failure], ASGIApp | Awaitable[ASGIApp | None] | None]
@@ -130,9 +140,10 @@ class _Page:
         self._failure = failure
         self._send = send
         self._kept: list[Message] = []
-        self._whole = asyncio.Event()
+        self._whole = False
+        self._sent = asyncio.Event()
         self._asked = False
-        self._unsent: Exception | None = None  # what the way to the client failed with
+        self._unsent: BaseException | None = None  # what the way to the client failed with
 
     async def answers(self, on_error: OnError) -> bool:
         """Whether the page was sent. What is wrong with it is logged."""
@@ -146,21 +157,24 @@ class _Page:
             if not callable(page):
                 raise TypeError(f"on_error returned a {type(page).__name__}, no ASGI application")
             await page(self._failure.scope, self._receive, self._take)
-            if not self._whole.is_set():
+            if not self._whole:
                 raise RuntimeError("the page of on_error ended before its response did")
-        except Exception as error:
-            if error is self._unsent:
-                raise
-            outcome = "after it was sent" if self._whole.is_set() else "the plain one was sent"
-            log.error("the page of on_error failed, %s: %s", outcome, error, exc_info=error)
-        return self._whole.is_set()
+        except (Exception, asyncio.CancelledError) as error:
+            if self._unsent is not None and comes_of(error, self._unsent):
+                raise self._unsent  # noqa: B904 - what the page made of it is of no interest
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                raise  # the request is; else the page awaited something that was
+            outcome = "after it was sent" if self._whole else "the plain one was sent"
+            text = str(error) or type(error).__name__
+            log.error("the page of on_error failed, %s: %s", outcome, text, exc_info=error)
+        return self._whole
 
     async def _receive(self) -> Message:
         """No body: the handler has read it, or part of it, or nobody ever will."""
         if not self._asked:
             self._asked = True
             return {"type": "http.request", "body": b"", "more_body": False}
-        await self._whole.wait()
+        await self._sent.wait()  # Starlette's responses stop sending when they hear of it
         return {"type": "http.disconnect"}
 
     async def _take(self, message: Message) -> None:
@@ -168,19 +182,20 @@ class _Page:
         if kind == "http.response.start":
             message = self._checked(message)
         self._kept.append(message)
-        if not self._whole.is_set():
+        if not self._whole:
             if kind not in _LAST or message.get("more_body"):
                 return
             if all(kept["type"] != "http.response.start" for kept in self._kept):
                 raise RuntimeError("the page of on_error sent a body without a status")
-            self._whole.set()
+            self._whole = True
         messages, self._kept = self._kept, []
         try:
             for kept in messages:
                 await self._send(kept)
-        except Exception as error:
+        except BaseException as error:
             self._unsent = error
             raise
+        self._sent.set()
 
     def _checked(self, message: Message) -> Message:
         """The start of a page, with what our own answers carry."""
@@ -200,6 +215,11 @@ class _Page:
         return {**message, "headers": headers}
 
 
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 _LAST = ("http.response.body", "http.response.zerocopysend", "http.response.pathsend")
 
 
@@ -213,6 +233,8 @@ def _bare(error: SessionError) -> SessionError:
 def _without_session(scope: Scope, cookie_name: str | None) -> Scope:
     headers: Headers = []
     for name, value in scope["headers"]:
+        if name == b"range" or name.startswith(b"if-"):
+            continue  # they are about the handler's answer: no 304, and no part of a page
         if name != b"cookie":
             headers.append((name, value))
         elif cookie_name is not None and (kept := _other_cookies(value, cookie_name.encode())):
@@ -220,6 +242,23 @@ def _without_session(scope: Scope, cookie_name: str | None) -> Scope:
     shown = {**scope, "headers": headers}
     shown.pop("session", None)
     return shown
+
+
+_ROUTERS = {
+    *("app", "app_root_path", "endpoint", "path", "path_params", "root_path", "route", "router")
+}
+
+
+def unrouted(scope: Scope, before: Scope) -> Scope:
+    """A request's scope without what the application's routers left in it, so that others, those
+    of an error page, find it as they would have.
+
+    Args:
+        scope: as it is.
+        before: as it was when it came.
+    """
+    kept = {k: v for k, v in scope.items() if k not in _ROUTERS and not k.startswith("fastapi")}
+    return kept | {k: v for k, v in before.items() if k not in kept}
 
 
 def _other_cookies(value: bytes, name: bytes) -> bytes:

@@ -7,9 +7,9 @@ response's headers leave, so that the browser's next request sees what this one 
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import Any, Unpack
 
+from gridsession.access import Access, Use
 from gridsession.errors import GridUnavailable, SessionError, SettingsError
 from gridsession.grids.contract import Busy
 from gridsession.identity import CookieReader, CookieWriter
@@ -18,15 +18,18 @@ from gridsession.provider.bearer import Cookie
 from gridsession.provider.log import Seldom, log
 from gridsession.provider.visit import Visit
 from gridsession.session import Session
-from gridsession.settings import Access, SessionOptions, SessionSettings, Use
+from gridsession.settings import SessionOptions, SessionSettings
 from gridsession.web import access as declarations
-from gridsession.web.answers import OnError, answer, retry_after, varying_by_cookie
+from gridsession.web.answers import OnError, comes_of, retry_after
+from gridsession.web.exchange import Exchange, report_late_changes
 from gridsession.web.holders import holder
+from gridsession.web.nested import Nested
 from gridsession.web.replay import Replay
+from gridsession.web.replies import Replies
 from gridsession.web.types import ASGIApp, Message, Receive, Scope, Send
 
 # Looked at in each request, and an Enum's members are slow to find.
-_NONE, _KEEP, _SET, _REMOVE = Access.NONE, Cookie.KEEP, Cookie.SET, Cookie.REMOVE
+_NONE, _KEEP, _SET = Access.NONE, Cookie.KEEP, Cookie.SET
 
 
 class SessionMiddleware:
@@ -60,17 +63,20 @@ class SessionMiddleware:
     ) -> None:
         self.app = app
         self.error: SettingsError | None = None
+        self._is_placed = True
         self._said_broken = False
         self._several = Seldom()
-        self._on_error = on_error if callable(on_error) else None
+        self._replies = Replies(on_error if callable(on_error) else None)
         try:
             if sum((settings is not None, provider is not None, bool(options))) > 1:
                 raise SettingsError(
                     "SessionMiddleware takes options, or settings=, or provider=; one of the three"
                 )
-            if on_error is not self._on_error:
+            if on_error is not self._replies.on_error:
                 raise SettingsError(f"on_error={on_error!r} cannot be used: it must be a function")
-            self.provider = provider or SessionProvider(settings or SessionSettings.of(options))
+            self.provider = provider or SessionProvider(
+                settings or SessionSettings.load(options=options)
+            )
         except SettingsError as error:
             self.error = error
             return
@@ -83,8 +89,11 @@ class SessionMiddleware:
             )
             return
         settings = self.provider.settings
+        self._is_placed = provider is not None or settings.namespace is not None
+        self._nested = Nested(settings.cookie_name)
         self._reader = CookieReader(settings.cookie_name)
-        self._writer = CookieWriter(
+        self._replies.cookie_name = settings.cookie_name
+        self._replies.writer = CookieWriter(
             settings.cookie_name,
             max_age=settings.max_age,
             path=settings.path,
@@ -94,13 +103,15 @@ class SessionMiddleware:
             partitioned=settings.partitioned,
         )
         self._rules = settings.access_rules()
-        self._rolling = settings.rolling and settings.max_age is not None
+        self._replies.rolling = settings.rolling and settings.max_age is not None
 
     # -- start and stop -------------------------------------------------------------------
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         first = await receive()
         ours = self.error is None and not self.provider.is_started
+        if ours:
+            self.place(scope)
         if first["type"] == "lifespan.startup" and (failure := await self._start()) is not None:
             await send({"type": "lifespan.startup.failed", "message": f"gridsession: {failure}"})
             return
@@ -111,6 +122,12 @@ class SessionMiddleware:
             await send(message)
 
         await self.app(scope, Replay([first], receive), send_and_close)
+
+    def place(self, scope: Scope) -> None:
+        """Take the namespace from where the application knows to be mounted; once."""
+        placed, self._is_placed = self._is_placed, True
+        if not placed and (path := self.mount_path(scope)) is not None:
+            self.provider = SessionProvider(self.provider.settings, mount_path=path)
 
     async def _start(self) -> SessionError | None:
         """Open the provider. What is returned keeps the server from starting."""
@@ -135,7 +152,7 @@ class SessionMiddleware:
     # -- requests -------------------------------------------------------------------------
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or ("session" in scope and self._has_session(scope)):
             others = {"websocket": self._websocket, "lifespan": self._lifespan}
             await others.get(scope["type"], self.app)(scope, receive, send)
             return
@@ -152,12 +169,12 @@ class SessionMiddleware:
         except SessionError as error:
             refused = error  # on_error is called where nothing leads to what was raised
         else:
-            scope["session"] = visit.session
-            exchange = _Exchange(self, visit, scope, receive, send)
+            exchange = Exchange(self._replies, visit, scope, receive, send)
+            scope["session"] = session = visit.session
             try:
                 await self.app(scope, exchange.receive, exchange.send)
             except Exception as error:
-                if not exchange.has_told(error):
+                if not comes_of(error, exchange.failed):
                     raise
                 # It comes of what we told the application: that nobody listens any more.
             finally:
@@ -168,22 +185,28 @@ class SessionMiddleware:
                 try:
                     if not exchange.started:
                         await visit.discard()
+                        self._report_unsent_id(visit, session, scope)
                     elif exchange.streamed:
-                        _report_late_changes(visit.session)
+                        report_late_changes(session)
                 finally:
                     visit.let_session_go()
-            if declarations.in_use:
-                self.check_declared(scope, visit.use)
+                    if declarations.in_use and scope.get("session") is session:
+                        self.check_declared(scope, visit.use)
             return
         try:
             self._log_refusal(refused)
-            await self.answer(refused, scope, send, handler_ran=False)
+            await self._replies.answer(refused, scope, send, handler_ran=False)
         finally:
             del refused  # it knows this frame, which knew it
+
+    def _has_session(self, scope: Scope) -> bool:
+        return self.error is None and self._nested.has_session(scope)
 
     def _visit(self, scope: Scope, *, lock: bool = True) -> Visit:
         if self.error is not None:
             raise self.error.with_traceback(None)  # else it grows, and keeps all it passed through
+        if not self._is_placed:
+            self.place(scope)
         method = scope.get("method", "GET")
         path = scope["path"]
         root = scope.get("root_path")
@@ -233,6 +256,9 @@ class SessionMiddleware:
         What such blocks make of the session's id leaves with the accept, or with the response that
         the application sends in its place (ASGI's `websocket.http.response`).
         """
+        if self._has_session(scope):
+            await self.app(scope, receive, send)
+            return
         try:
             visit = self._visit(scope, lock=False)
             if visit.use.access is not Access.NONE:
@@ -255,9 +281,13 @@ class SessionMiddleware:
         try:
             await self.app(scope, receive, send_with_cookie)
         finally:
-            visit.cookie_can_be_sent = False
+            if visit.cookie_can_be_sent:
+                visit.cookie_can_be_sent = False
+                self._report_unsent_id(visit, session, scope)
             visit.let_session_go()
-            _report_late_changes(session)
+            report_late_changes(session)
+            if declarations.in_use and scope.get("session") is session:
+                self.check_declared(scope, visit.use)
 
     def _answering_handshake(self, message: Message, visit: Visit, session: Session) -> Message:
         if message["type"] == "websocket.close":  # servers answer 403, with headers of their own
@@ -271,38 +301,18 @@ class SessionMiddleware:
         elif visit.cookie is not _KEEP or (
             session.accessed and message["type"] == "websocket.http.response.start"
         ):  # an accept is kept by no cache: what it varies by is of no interest
-            message = self.with_cookie(message, visit, session)
+            message = self._replies.with_cookie(message, visit, session)
         return message
 
-    # -- answers of our own ---------------------------------------------------------------
-
-    def with_cookie(self, message: Message, visit: Visit, session: Session) -> Message:
-        """A response's start, with what the session has to say in its headers."""
-        cookie = visit.cookie_to_send(session, rolling=self._rolling)
-        headers = list(message.get("headers", ()))
-        if b"vary" in b"\n".join(dict(headers)).lower():
-            headers = varying_by_cookie(headers)
-        else:
-            headers.append((b"vary", b"Cookie"))
-        if cookie is _SET:
-            headers.append((b"set-cookie", self._writer.set(visit.session_id)))
-        elif cookie is _REMOVE:
-            headers.append((b"set-cookie", self._writer.remove()))
-        return {**message, "headers": headers}
-
-    async def answer(
-        self, error: Exception, scope: Scope, send: Send, *, handler_ran: bool
-    ) -> None:
-        """Answer for a handler that did not run, or whose session was not stored."""
-        name = None if self.error is not None else self._reader.name
-        await answer(
-            send,
-            scope,
-            error,
-            handler_ran=handler_ran,
-            on_error=self._on_error,
-            cookie_name=name,
-        )
+    def _report_unsent_id(self, visit: Visit, session: Session, scope: Scope) -> None:
+        """Log that a browser was not told its session's new id. (One without loses nothing.)"""
+        if visit.cookie is _SET and self._reader.values(scope["headers"]):
+            log.warning(
+                "session %s: its new id was stored, and no response of this request carried it: "
+                "what changed the user or the id in a `release()` or in a block of "
+                "`session.exclusive()` failed afterwards; the browser has the old one",
+                session.key,
+            )
 
     def _log_refusal(self, error: SessionError) -> None:
         if isinstance(error, SettingsError):
@@ -314,6 +324,13 @@ class SessionMiddleware:
 
     # -- what a framework's adapter knows better -------------------------------------------
 
+    def mount_path(self, scope: Scope) -> str | None:
+        """Where the application was told at its making that it is mounted; None: nowhere.
+
+        Asked once, at the lifespan's start or at the first request. Never raises.
+        """
+        return None
+
     def declared_use(self, scope: Scope) -> Use | None:
         """What `session_access` declares for the view that a request will reach; None: nothing.
 
@@ -322,107 +339,7 @@ class SessionMiddleware:
         return None
 
     def check_declared(self, scope: Scope, use: Use) -> None:
-        """Told, once the application is through, what a request was given. Never raises."""
+        """Told, once the application is through, what a request was given. Never raises.
 
-
-class _Exchange:
-    """The application's side of one request: its `receive` and its `send`."""
-
-    __slots__ = (
-        *("_middleware", "_receive", "_scope", "_send", "_visit"),
-        *("failed", "left", "started", "streamed"),
-    )
-
-    def __init__(
-        self,
-        middleware: SessionMiddleware,
-        visit: Visit,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        self._middleware = middleware
-        self._visit = visit
-        self._scope = scope
-        self._receive = receive
-        self._send = send
-        self.started = False
-        self.streamed = False
-        self.left = False  # the application has returned
-        self.failed: OSError | None = None
-
-    def has_told(self, error: BaseException | None) -> bool:
-        """Whether an exception is, or comes of, the one that we raised into the application."""
-        if isinstance(error, BaseExceptionGroup):
-            return all(map(self.has_told, error.exceptions))
-        return error is not None and (
-            error is self.failed or self.has_told(error.__cause__ or error.__context__)
-        )
-
-    async def receive(self) -> Message:
-        if self.failed:
-            return {"type": "http.disconnect"}
-        return await self._receive()
-
-    async def send(self, message: Message) -> None:
-        if self.failed:
-            raise self.failed.with_traceback(None)
-        if message["type"] == "http.response.start" and not self.started:
-            left = self.left
-            if left:
-                raise OSError("the application has returned without an answer")
-            self.started = True
-            visit = self._visit
-            session = visit.session  # the visit's is let go when the application returns
-            try:
-                await visit.end()
-            except Exception as error:
-                # Not raised into the application: a handler of its own might answer 200 to it.
-                self.failed = OSError("the response was replaced: its session was not stored")
-                log.error("a request's session was not stored: %s", error, exc_info=error)
-                not_stored = error
-            except BaseException:
-                self.started = False  # cancelled; if the application answers after all, so do we
-                if self.left:  # nobody else gives it up
-                    await visit.discard(session)
-                raise
-            else:
-                visit.cookie_can_be_sent = False
-                if session.accessed or visit.cookie is not _KEEP:
-                    message = self._middleware.with_cookie(message, visit, session)
-                await self._send(message)
-                return
-            try:
-                send = partial(self._send_failure, session)
-                await self._middleware.answer(not_stored, self._scope, send, handler_ran=True)
-            finally:
-                del not_stored  # it knows this frame, which knew it
-            return
-        if message.get("more_body"):
-            self.streamed = True
-        await self._send(message)
-
-    async def _send_failure(self, session: Session, message: Message) -> None:
-        """With the cookie that what was committed before the failure made necessary."""
-        visit = self._visit
-        visit.cookie_can_be_sent = False
-        if message["type"] == "http.response.start" and visit.cookie is not _KEEP:
-            message = self._middleware.with_cookie(message, visit, session)
-        await self._send(message)
-
-
-def _report_late_changes(session: Session) -> None:
-    """Log what a stream or a socket changed inside its session: nobody is left to be raised at."""
-    try:
-        delta = session._delta()
-    except SessionError as error:
-        log.error("session %s was changed without its lock: %s", session.key, error)
-        return
-    if delta.changes:
-        keys = ", ".join(map(repr, (*delta.set, *delta.removed)))
-        log.error(
-            "session %s was changed without its lock, under %s, and that is not stored; a stream "
-            "or a WebSocket changes its session inside `async with session.exclusive()`",
-            session.key,
-            keys,
-        )
+        Not of a request that other sessions inside of these took over.
+        """

@@ -6,15 +6,16 @@ are asked themselves (`route.matches`), from the routers as they are at that mom
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
 from starlette.routing import BaseRoute, Host, Match, Mount, Router
 
-from gridsession.settings import Use
+from gridsession.access import Use
 from gridsession.web.access import declared
+from gridsession.web.asgi import SessionMiddleware
 from gridsession.web.types import ASGIApp, Scope
 
 _MAX_DEPTH = 64  # middleware around one application, after which it is taken for a circle
@@ -24,25 +25,30 @@ class RouterNotFound(Exception):
     """No router is known behind the middleware, so which view will run is not known either."""
 
 
-def use_ahead(app: ASGIApp, scope: Scope, middleware: object) -> Use | None:
+def use_ahead(app: ASGIApp, scope: Scope, middleware: SessionMiddleware) -> Use | None:
     """What is declared for the view that a request will reach; None: nothing.
 
     Args:
         app: what the middleware of sessions wraps.
         scope: the request's, as it came there.
-        middleware: its class, by which it is known among an application's.
+        middleware: who asks.
 
     Raises:
         RouterNotFound: middleware between here and the router does not show what it wraps.
     """
-    outermost = scope.get("app")
-    way = _Way(dict(scope), declared(outermost))
+    outermost: Any = scope.get("app")
+    around, route = declared(outermost), declared(scope.get("route"))
+    # Before any router has run it is an application's own middleware; after one it may be that of
+    # a mounted application, or that of a route or a mount, which then are nearer.
+    is_its = isinstance(outermost, Starlette) and (
+        "router" not in scope
+        or any(one is middleware for one in _stack(outermost.middleware_stack))
+    )
+    way = _Way(dict(scope), (around or route) if is_its else (route or around))
     router = way.inward(app)
-    if (
-        router is None
-        and isinstance(outermost, Starlette)
-        and _is_around(outermost, scope, middleware)
-    ):
+    if way.ended:
+        return way.use
+    if router is None and is_its:
         router = outermost.router
     if router is None:
         if "endpoint" not in scope:  # else this is middleware of a route, whose view is known
@@ -52,9 +58,23 @@ def use_ahead(app: ASGIApp, scope: Scope, middleware: object) -> Use | None:
     return way.use
 
 
-def _is_around(app: Starlette, scope: Scope, middleware: object) -> bool:
-    """Whether a middleware is an application's, and not that of a route or a mount inside it."""
-    return "router" not in scope or any(one.cls is middleware for one in app.user_middleware)
+def _stack(app: object) -> Iterator[object]:
+    """Middleware and what it wraps, from the outside in, as far as they show it."""
+    for _ in range(_MAX_DEPTH):
+        if app is None:
+            return
+        yield app
+        app = getattr(app, "app", None)
+
+
+def _has_sessions(app: object) -> bool:
+    """Whether an application brings sessions of its own, as far as it shows its middleware."""
+    if isinstance(app, Starlette):
+        classes = [one.cls for one in app.user_middleware]
+        return any(isinstance(cls, type) and issubclass(cls, SessionMiddleware) for cls in classes)
+    if isinstance(app, Router):
+        return any(map(_has_sessions, _stack(app.middleware_stack)))
+    return isinstance(app, SessionMiddleware)
 
 
 def use_of_endpoint(endpoint: object, scope: Scope) -> Use | None:
@@ -74,18 +94,23 @@ class _Way:
 
     Attributes:
         use: what was declared last on it: the innermost counts.
+        ended: it came to sessions of another middleware: what is declared there is about those.
     """
 
-    __slots__ = ("_scope", "use")
+    __slots__ = ("_scope", "ended", "use")
 
     def __init__(self, scope: dict[str, Any], use: Use | None) -> None:
         self._scope = scope
         self.use = use
+        self.ended = False
 
     def inward(self, app: object) -> Router | None:
         """The router inside of an application and its middleware, where they show it."""
         for _ in range(_MAX_DEPTH):
             self.use = declared(app) or self.use
+            self.ended = _has_sessions(app)
+            if self.ended:
+                return None
             if isinstance(app, Router):
                 return app
             if isinstance(app, Starlette):
@@ -93,9 +118,11 @@ class _Way:
                     self._scope["root_path"] = root_path
                 app = app.router
             else:
-                around = getattr(app, "__self__", None)  # of a method: of a router its `app`
-                # Else Starlette's convention for middleware.
-                app = around if isinstance(around, Router) else getattr(app, "app", None)
+                around = getattr(app, "__self__", None)
+                if isinstance(around, Router):  # its `app`, which its own middleware wraps
+                    self.use = declared(around) or self.use
+                    return around
+                app = getattr(app, "app", None)  # Starlette's convention for middleware
                 if app is None:
                     return None
         return None
@@ -115,6 +142,9 @@ class _Way:
             other = path.rstrip("/") if path.endswith("/") else path + "/"
             if _picked(router.routes, self._scope | {"path": other}) is not None:
                 return None  # it redirects
+        late = getattr(router, "_match_low_priority", None)  # FastAPI's frontend()
+        if late is not None and late(self._scope)[0] is not Match.NONE:
+            return None
         return self.inward(router.default)
 
     def _through(self, route: BaseRoute, child: Scope) -> Router | None:
@@ -133,9 +163,12 @@ class _Way:
         if isinstance(route, Mount | Host):
             within = self.inward(route.app)
             base = getattr(route, "_base_app", None)
-            if within is None and base is not route.app:  # behind middleware that does not show it
+            if within is None and not self.ended and base is not route.app:
+                # It is behind middleware that does not show it.
                 within = self.inward(base)
             return within
+        if any(map(_has_sessions, _stack(getattr(route, "app", None)))):
+            return None
         endpoint = child.get("endpoint", getattr(route, "endpoint", None))
         self.use = use_of_endpoint(endpoint, scope) or self.use
         return None
