@@ -169,7 +169,7 @@ class Session(dict[str, Any]):
 
     @property
     def user(self) -> str | None:
-        """Whose session this is, in the application's words. Setting it gives a new id."""
+        """Whose session this is, in the application's words. Another one gives a new id."""
         self._read()
         return self._user
 
