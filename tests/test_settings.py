@@ -82,8 +82,16 @@ BAD: list[tuple[str, Any, str]] = [
     ("path", "/a; Domain=evil", "without ';'"),
     ("path", "/a\r\nSet-Cookie: x=y", "without ';'"),
     ("domain", 5, "a str, or None"),
-    ("domain", "a.b; Path=/", "without ';'"),
-    ("domain", "exämple.com", "without ';'"),
+    *(
+        ("domain", bad, "a host's name alone")
+        for bad in (
+            *("a.b; Path=/", "exämple.com", "https://shop.example", "localhost:8000", "a.b/shop"),
+            *('"shop.example"', "a..b", "."),
+        )
+    ),
+    *(("path", bad, "a path that begins with '/'") for bad in ("/a?b", "/a#b", '"/a"', '/a"')),
+    ("namespace", "\ud800", "text without lone surrogates"),
+    ("access", {"GTE /x": "none"}, "methods: GET, HEAD,"),
     ("same_site", "Lax", "one of 'lax', 'strict', 'none'"),
     ("same_site", None, "one of 'lax'"),
     ("same_site", "none", "unless https_only is on"),
@@ -185,6 +193,20 @@ def test_a_positive_max_age_is_the_timeout_unless_one_is_given(
     options: dict[str, Any], timeout: float
 ) -> None:
     assert SessionSettings(**options).timeout == timeout
+
+
+def test_a_timeout_that_max_age_sets_says_so() -> None:
+    assert SessionSettings(max_age=60).origin("timeout") == "max_age"
+    loaded = SessionSettings.load(None, {"GRIDSESSION_MAX_AGE": "60"})
+    assert (loaded.timeout, loaded.origin("timeout")) == (60, "max_age")
+    loaded = SessionSettings.load(None, {"GRIDSESSION_MAX_AGE": "60", "GRIDSESSION_TIMEOUT": "70"})
+    assert loaded.origin("timeout") == "environment variable GRIDSESSION_TIMEOUT"
+
+
+def test_domains_and_paths_that_browsers_take() -> None:
+    for domain in ("shop.example", ".shop.example", "localhost", "a_b.example"):
+        assert SessionSettings(domain=domain).domain == domain
+    assert SessionSettings(path="/shop/~ann/%20").path == "/shop/~ann/%20"
 
 
 def test_settings_are_one_frozen_value() -> None:

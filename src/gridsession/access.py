@@ -13,6 +13,10 @@ from gridsession.errors import SettingsError
 from gridsession.sources.kinds import shown
 
 
+# A mistyped one would never match. (What else there is, WebDAV's, is no browser's.)
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY", "TRACE", "CONNECT")
+
+
 class Access(StrEnum):
     """How a request uses its session."""
 
@@ -65,10 +69,10 @@ class AccessRules:
     @staticmethod
     def _compile(pattern: str) -> tuple[str | None, re.Pattern[str]]:
         method, _, path = pattern.rpartition(" ") if isinstance(pattern, str) else ("", "", "")
-        if not path.startswith(("/", "*")) or (method and not method.isalpha()):
+        if not path.startswith(("/", "*")) or (method and method.upper() not in _METHODS):
             raise SettingsError(
                 f"access rule {shown('access', pattern)} is unreadable; write '/path/*' or "
-                "'GET /path/*'",
+                f"'GET /path/*' (methods: {', '.join(_METHODS)})",
                 option="access",
             )
         # Each part but the last is taken where it comes first, for good: a path that almost

@@ -36,7 +36,9 @@ _DEFAULT_TIMEOUT = 1200.0  # ASP.NET: 20 minutes
 _SHORT_TIMEOUT = 60.0  # seconds; below, somebody may have meant minutes
 _MIN_RENEWAL = 0.01  # seconds between two renewals of a lease
 _TOKEN = re.compile(r"[A-Za-z0-9!#$&^_.~-]+")
-_NOT_IN_COOKIE = re.compile(r"[;,\s\x00-\x1f\x7f]|[^\x00-\x7f]")
+_NOT_IN_PATH = re.compile(r"[;,?#\"\s\x00-\x1f\x7f]|[^\x00-\x7f]")
+# No scheme, port, path or quotes: browsers drop such a cookie without a word.
+_DOMAIN = re.compile(r"\.?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 Time = float | timedelta
 ClientCacheType = Literal["LRU", "Random", "LRU-MaxMemory", "Random-MaxMemory"]
@@ -90,8 +92,8 @@ class SessionSettings:
             large; `memory://` keeps them in one process. `load` also takes it from a place that
             you name.
         namespace: sets the sessions of several applications on one grid apart. By default the path
-            under which the application knows to be mounted (FastAPI's `root_path`), else `/`;
-            never a request's.
+            under which the application knows to be mounted, else `/`; never a request's. FastAPI
+            knows one by its argument `root_path`, which it now advises against: name one here.
         remote_stores: names of other sites' grids, asked in this order for a session that is not
             found here. Checked and kept; does not act yet.
         timeout: idle seconds after which a session expires (1200; ASP.NET: 20 minutes). A
@@ -183,6 +185,7 @@ class SessionSettings:
         # "is": who says 1200 means it.
         if self.timeout is _DEFAULT_TIMEOUT and isinstance(self.max_age, int) and self.max_age > 0:
             put(self, "timeout", float(min(self.max_age, MAX_TIMEOUT)))
+            put(self, "_places", {"timeout": "max_age"})
         for name, kind in KINDS.items():
             put(self, name, checked(kind, name, getattr(self, name)))
         if not self.regenerate_expired_session_id:
@@ -192,6 +195,8 @@ class SessionSettings:
                 "the id of what its user stores; leave it out",
                 option="regenerate_expired_session_id",
             )
+        if self.namespace is not None and not _is_text(self.namespace):
+            raise wrong("namespace", self.namespace, "text without lone surrogates")
         self._check_cookie()
         self.access_rules()
         self.address()
@@ -200,12 +205,14 @@ class SessionSettings:
         name = self.cookie_name
         if not _TOKEN.fullmatch(name):
             raise wrong("session_cookie", name, "a cookie name: letters, digits and -_.!#$&^~")
-        for option in ("path", "domain"):
-            value = getattr(self, option)
-            if value is not None and _NOT_IN_COOKIE.search(value):
-                raise wrong(option, value, "without ';', ',', spaces and control characters")
-        if not self.path.startswith("/"):
-            raise wrong("path", self.path, "a path that begins with '/'")
+        if not self.path.startswith("/") or _NOT_IN_PATH.search(self.path):
+            raise wrong(
+                "path",
+                self.path,
+                "a path that begins with '/', without ';', ',', '?', '#', quotes and spaces",
+            )
+        if self.domain is not None and not _DOMAIN.fullmatch(self.domain):
+            raise wrong("domain", self.domain, "a host's name alone, such as shop.example")
         if name.startswith("__Host-") and not (
             self.https_only and self.path == "/" and self.domain is None
         ):
@@ -279,13 +286,14 @@ class SessionSettings:
                 raise
             raise SettingsError(f"{error} (set by {place})", option=error.option) from None
         put = object.__setattr__
-        put(settings, "_places", {name: place for name, (_, place) in values.items()})
+        places = {name: place for name, (_, place) in values.items()}
+        put(settings, "_places", {**settings._places, **places})
         put(settings, "_said", tuple(notes))
         return settings
 
     def origin(self, option: str) -> str:
         """Where an option was set, in words: `argument`, `environment variable GRIDSESSION_…`,
-        `gridsession.toml: timeout`; `default` where it was not.
+        `gridsession.toml: timeout`, another option that sets it; `default` where it was not.
         """
         place = self._places.get(option)
         if place is None:
@@ -339,6 +347,14 @@ class SessionSettings:
             if (value := getattr(self, name)) != _DEFAULTS[name]
         )
         return f"SessionSettings({', '.join(shown)})"
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def seconds(value: float | timedelta) -> float:

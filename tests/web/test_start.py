@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ WRONG: dict[str, dict[str, Any]] = {
     "memory with a path": {"connection_string": "memory:///path"},
     "bad rule": {"access": {"nowhere": "none"}},
     "settings of another type": {"settings": {"timeout": 5}},
+    "settings of no type": {"settings": {}},
+    "settings not made": {"settings": SessionSettings},
+    "settings as a provider": {"provider": SessionSettings()},
+    "a provider not made": {"provider": SessionProvider},
+    "a path that is no text": {"connection_string": "embedded:///tmp/%FFhunter2"},
     "two of three": {"settings": SessionSettings(), "timeout": 5},
 }
 
@@ -128,6 +134,38 @@ async def test_a_grid_that_will_never_open_fails_the_start(
     }
     assert (await Browser(app, provider).ask()).status == 500
     assert len(logged(caplog, logging.WARNING)) == 1
+
+
+@in_loop
+async def test_a_grid_that_fails_in_a_way_of_its_own_fails_the_start(
+    grid: Spy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Raised out of the middleware, a server would take it for an application without lifespan."""
+
+    async def fail(name: str) -> None:
+        if name == "open":
+            raise ZeroDivisionError("hunter2")
+
+    grid.before = fail
+    answer, _ = await start_of_lifespan(plain(count, provider=SessionProvider(grid=grid)))
+    assert answer == {
+        "type": "lifespan.startup.failed",
+        "message": "gridsession: the grid cannot be opened: ZeroDivisionError",
+    }
+    (record,) = logged(caplog, logging.WARNING)
+    assert record.levelno == logging.ERROR
+    assert record.exc_info
+
+
+def test_without_file_locks_the_embedded_grid_says_what_to_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Windows has none of these."""
+    for name in [n for n in sys.modules if n.startswith("gridsession.grids.embedded")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    error = SessionMiddleware(plain(count)).error
+    assert "use memory:// here" in str(error)
 
 
 # -- what may heal --------------------------------------------------------------------------------

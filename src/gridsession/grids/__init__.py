@@ -59,8 +59,16 @@ def _memory(connection_string: str, *, namespace: str, timeout: float) -> Grid:
 
 
 def _embedded(connection_string: str, *, namespace: str, timeout: float) -> Grid:
-    from gridsession.grids.embedded import EmbeddedGrid
-
+    try:
+        from gridsession.grids.embedded import EmbeddedGrid
+    except ImportError as error:
+        if error.name != "fcntl":
+            raise
+        raise SettingsError(
+            "connection_string: embedded: needs Linux (or macOS, for development), for it locks "
+            "files as they do; use memory:// here",
+            option="connection_string",
+        ) from None
     return EmbeddedGrid.from_connection_string(
         connection_string, namespace=namespace, timeout=timeout
     )

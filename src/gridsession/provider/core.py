@@ -61,7 +61,7 @@ class SessionProvider:
         grid: Grid | None = None,
         mount_path: str = "/",
     ) -> None:
-        self.settings = settings = settings or SessionSettings.load()
+        self.settings = settings = SessionSettings.load() if settings is None else settings
         self.owns_grid = grid is None
         self.namespace = settings.namespace or mount_path
         self.grid: Grid = grid or make_grid(

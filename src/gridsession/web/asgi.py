@@ -74,9 +74,21 @@ class SessionMiddleware:
                 )
             if on_error is not self._replies.on_error:
                 raise SettingsError(f"on_error={on_error!r} cannot be used: it must be a function")
-            self.provider = provider or SessionProvider(
-                settings or SessionSettings.load(options=options)
-            )
+            for name, given, kind in (
+                ("provider", provider, SessionProvider),
+                ("settings", settings, SessionSettings),
+            ):
+                if given is not None and not isinstance(given, kind):
+                    what = given.__name__ if isinstance(given, type) else type(given).__name__
+                    raise SettingsError(
+                        f"{name}=<{what}> cannot be used: it must be a {kind.__name__} that has "
+                        "been made"
+                    )
+            if provider is None:
+                if settings is None:
+                    settings = SessionSettings.load(options=options)
+                provider = SessionProvider(settings)
+            self.provider = provider
         except SettingsError as error:
             self.error = error
             return
@@ -88,8 +100,9 @@ class SessionMiddleware:
                 f"connection_string or settings: what they ask for failed: {type(error).__name__}"
             )
             return
+        is_ours = settings is not None
         settings = self.provider.settings
-        self._is_placed = provider is not None or settings.namespace is not None
+        self._is_placed = not is_ours or settings.namespace is not None
         self._nested = Nested(settings.cookie_name)
         self._reader = CookieReader(settings.cookie_name)
         self._replies.cookie_name = settings.cookie_name
@@ -142,6 +155,11 @@ class SessionMiddleware:
             log.error("the session grid is not there yet: %s", error, exc_info=error)
             if self.provider.settings.if_unreachable_at_start == "fail":
                 return error
+        except Exception as error:  # a server takes it for an application without lifespan
+            broken = SettingsError(f"the grid cannot be opened: {type(error).__name__}")
+            broken.__cause__ = error
+            self._say_broken(broken)
+            return broken
         return None
 
     def _say_broken(self, error: SettingsError) -> None:

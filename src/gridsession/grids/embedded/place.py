@@ -45,8 +45,14 @@ class Place:
         """
         address = parse(connection_string)
         assert isinstance(address, EmbeddedAddress)
-        path = None if address.path is None else Path(address.path)
-        return cls(path, address.max_size, address.durable)
+        path = address.path
+        try:
+            (path or "").encode()
+        except UnicodeEncodeError:
+            raise SettingsError(
+                "connection_string: the path of an embedded grid must be UTF-8"
+            ) from None
+        return cls(None if path is None else Path(path), address.max_size, address.durable)
 
 
 def default_folder() -> Path:
