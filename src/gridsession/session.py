@@ -219,10 +219,9 @@ class Session(dict[str, Any]):
     def exclusive(self) -> AbstractAsyncContextManager[Session]:
         """`async with session.exclusive() as s:` fresh values under the lock, for this block.
 
-        Commits at the block's end. An exception that leaves it discards: the session is what it
-        was at the block's beginning, or what the last `save()` in it has stored. In a request that
-        holds the lock already it is that lock, nothing is committed early, and what is assigned
-        meanwhile without a block is discarded with it. Where nothing is stored yet it begins a
+        Commits at the block's end; an exception that leaves the block discards. In a request that
+        holds the lock already it is that lock: nothing is committed early, and what was done in
+        the block is stored or discarded with the request. Where nothing is stored yet it begins a
         session, whose cookie leaves with the response's start or with a WebSocket's accept.
         Tasks of one request take turns; one that a block started is inside it, where again one
         takes its turn after the other, and so is the consumer of a generator that yields inside

@@ -207,6 +207,33 @@ async def test_a_new_id_of_unknown_outcome_is_known_before_the_headers_leave(
         assert await is_free(grid, visit.session_id)
 
 
+@pytest.mark.parametrize("change", ["user", "id"])
+@pytest.mark.parametrize("lock", ["the session's", "a block's"])
+@in_loop
+async def test_a_new_id_that_nobody_would_be_told_of_is_not_tried_again(
+    grid: Spy, lock: str, change: str
+) -> None:
+    """Whoever opened the session without a request has the old id, and keeps it."""
+    async with provider_on(grid) as provider:
+        session_id = await stored(provider, a=1)
+        access = "exclusive" if lock == "the session's" else "read_only"
+
+        async def work() -> None:
+            async with provider.open(session_id, access=access) as session:
+                if lock == "the session's":
+                    log_in(session, change)
+                else:
+                    async with session.exclusive() as s:
+                        log_in(s, change)
+
+        break_off(grid, "commit", applied=False, times=1)
+        with pytest.raises(GridUnavailable):
+            await work()
+        await until(lambda: len(asyncio.all_tasks()) == 1)
+        assert await is_free(grid, session_id)
+        assert await data_of(provider, session_id) == {"a": 1}
+
+
 @in_loop
 async def test_a_request_that_copes_with_a_new_id_of_unknown_outcome_has_it(grid: Spy) -> None:
     async with provider_on(grid) as provider:

@@ -15,6 +15,8 @@ import fastapi
 import pytest
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.responses import StreamingResponse as Streaming
@@ -819,3 +821,40 @@ async def test_the_pages_code(grid: Spy, error: Any, at: str, status: int, text:
         answer = await browser.ask()
         assert answer.status == status
         assert text in answer.body.decode()
+
+
+# -- what the application raises ------------------------------------------------------------------
+
+
+class _Passes(BaseHTTPMiddleware):
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        return await call_next(request)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+@in_loop
+async def test_what_a_handler_raises_arrives_as_it_is(grid: Spy, depth: int) -> None:
+    """Also through middleware whose task groups leave an error that is its own context."""
+    seen: list[Exception] = []
+
+    async def fails(request: Request) -> Response:
+        raise LookupError("the real one")
+
+    async def page(request: Request, error: Exception) -> Response:
+        seen.append(error)
+        return PlainTextResponse("sorry", 500)
+
+    async with provider_on(grid) as provider:
+        app = Starlette(
+            routes=[Route("/", fails)],
+            middleware=[
+                Middleware(SessionMiddleware, provider=provider),
+                *[Middleware(_Passes)] * depth,
+            ],
+            exception_handlers={Exception: page},
+        )
+        browser = Browser(app, provider)
+        browser.cookie = await stored(provider, n=0)
+        answer = await browser.ask()
+        assert answer.body == b"sorry"
+        assert [str(error) for error in (*seen, answer.error)] == ["the real one"] * 2

@@ -11,7 +11,7 @@ import fastapi
 import pytest
 from fastapi import Depends
 
-from gridsession import Session, SessionClosed, SessionProvider
+from gridsession import GridUnavailable, Session, SessionClosed, SessionProvider
 from gridsession.testing import ManualClock
 from gridsession.web.starlette import CurrentSession, SessionMiddleware
 from gridsession.web.types import ASGIApp, Receive, Scope, Send
@@ -614,6 +614,37 @@ async def test_a_new_id_that_no_response_carries_is_told(
         assert isinstance(answer.error, ZeroDivisionError)
         told = [r for r in caplog.records if "its new id was stored" in r.getMessage()]
         assert len(told) == begun
+
+
+@ALL
+@pytest.mark.parametrize("how", ["release", "block"])
+@pytest.mark.parametrize("change_of", ["user", "id"])
+@in_loop
+async def test_an_id_that_may_have_changed_stays_where_the_server_answers(
+    grid: Spy, framework: str, how: str, change_of: str
+) -> None:
+    """The framework's own 500 could not carry the new one."""
+
+    async def handler(asked: Asked) -> Reply:
+        session = asked.session
+        grid.before = Outage("commit", times=1)
+        if how == "block":
+            async with session.exclusive() as s:
+                change(s, change_of)
+        else:
+            change(session, change_of)
+            await session.release()
+        return Reply()
+
+    access = "read_only" if how == "block" else "exclusive"
+    async with browsing(framework, handler, grid, access=access) as browser:
+        browser.cookie = old = await stored(browser.provider, n=0)
+        answer = await browser.ask()
+        assert isinstance(answer.error, GridUnavailable)
+        await until(lambda: len(asyncio.all_tasks()) == 1)
+        assert browser.cookie == old
+        assert await is_free(grid, old)
+        assert await found(browser.provider, old) == (None, {"n": 0})
 
 
 @ALL

@@ -9,14 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-from gridsession import payload
-from gridsession.errors import SessionClosed, SessionLockTimeout, SessionTypeError
+from gridsession.errors import SessionClosed, SessionLockTimeout
 from gridsession.session import Phase, Session
-from gridsession.undecoded import UNDECODED
 
 if TYPE_CHECKING:
     from gridsession.provider.bearer import Bearer
@@ -24,8 +22,8 @@ if TYPE_CHECKING:
 
 
 _GIVEN_UP = (
-    "The request, or the block around, was given up while this block of `session.exclusive()` was "
-    "open; what was done in it is not stored."
+    "The request was given up while this block of `session.exclusive()` was open; "
+    "what was done in it is not stored."
 )
 
 
@@ -79,84 +77,28 @@ class TaskTurns:
         self._waiting = None
 
 
-class Before:
-    """What a session was at a block's beginning, for an exception that leaves the block.
-
-    Args:
-        session: under a lock that is kept when the block fails, and with it what is in hand.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self._keys = [*dict.keys(session)]
-        self._touched = touched = dict(session._touched)
-        values = [(key, dict.get(session, key)) for key in self._keys if key in touched]
-        self._values = {key: (value, _packed(key, value)) for key, value in values}
-        self._terms = (session._user, session._timeout, session._regenerate, session._abandoned)
-        self._stored = (session._segments, session._stored_user, session._stored_timeout)
-        self._is_new, self._modified = session._is_new, session.modified
-
-    def restore(self, session: Session) -> None:
-        """Let the session be that again; or, as far as it was saved meanwhile, what is stored."""
-        segments, stored_user, stored_timeout = self._stored
-        was_created = self._is_new and not session._is_new
-        if was_created or session._segments is not segments:
-            values: dict[str, Any] = dict.fromkeys(session._segments, UNDECODED)
-            touched: dict[str, None] = {}
-        else:
-            values, touched = {key: self._value(key) for key in self._keys}, self._touched
-        dict.clear(session)
-        dict.update(session, values)
-        session._touched = touched
-        session.modified = self._modified
-        user, timeout, regenerate, session._abandoned = self._terms
-        session._user = user if session._stored_user == stored_user else session._stored_user
-        saved = session._stored_timeout
-        session._timeout = timeout if saved == stored_timeout else saved
-        session._regenerate = regenerate and not was_created  # whose id is new
-
-    def _value(self, key: str) -> Any:
-        if key not in self._values:
-            return UNDECODED  # as stored
-        value, packed = self._values[key]
-        if packed is None or packed == _packed(key, value):
-            return value  # the very object: who had it before the block may change it yet
-        return payload.decode(packed)
-
-
-def _packed(key: str, value: object) -> bytes | None:
-    """None for what cannot be stored: that is told by whoever is to store it."""
-    try:
-        return payload.encode(key, value)
-    except SessionTypeError:
-        return None
-
-
 class Block(TaskTurns):
     """An open `session.exclusive()`, known to the code within it and to the tasks it starts.
 
     Its own turns are for what is done within it: blocks of those tasks, and `save` or `release`.
 
     Args:
-        visit: whose lock it is.
+        root: the visit of the request.
         session: what is used in the block.
         turns: what it is a turn of, already taken; given back when the block ends, or when its
             session's lock is given back within it.
 
     Attributes:
-        visit, session: as given.
-        root: the visit of the request.
+        root, session: as given.
         task: which entered it.
         is_open: it has not been left.
-        has_failed: an exception is about to leave it.
         within: the block that has its turn.
     """
 
-    has_failed = False
     within: Block | None = None
 
-    def __init__(self, visit: Visit, session: Session, turns: TaskTurns) -> None:
-        self.visit = visit
-        self.root: Bearer = visit.root()
+    def __init__(self, root: Bearer, session: Session, turns: TaskTurns) -> None:
+        self.root = root
         self.session = session
         self.task = asyncio.current_task()
         self.is_open = True
@@ -172,7 +114,7 @@ class Block(TaskTurns):
         self.is_open = False
         _open_blocks.set(tuple(block for block in _open_blocks.get() if block.is_open))
         # The context of a task begun within keeps this.
-        del self.visit, self.root, self.session
+        del self.root, self.session
         self.task = None
         if not self._taken:
             self.give_turn_back()
@@ -190,31 +132,19 @@ class Block(TaskTurns):
         if turns is not None:
             turns.end_turn()
 
-    @property
-    def is_empty(self) -> bool:
-        """Nobody is inside a block, `save` or `release` within this one."""
-        return not self._taken
-
-    async def wait_for_those_inside(self, timeout: float) -> None:
-        """Wait until it is empty, but for this task itself: it may leave the outer block first."""
-        if self._taken and (self.within is None or self.within.task is not asyncio.current_task()):
-            await self.take_turn(timeout)
-            self.end_turn()
-
-    def _is_in_one_that_failed(self) -> bool:
-        around = self._turns
-        return isinstance(around, Block) and (around.has_failed or around._is_in_one_that_failed())
-
     async def end(self, timeout: float) -> None:
         """Call it before leaving, unless by an exception.
 
         Raises:
             SessionLockTimeout: a task is still inside a block within this one.
             SessionClosed: what was done in it is not stored: its request was given up meanwhile,
-                the block around it has failed, or the session's lock was given back before.
+                or the session's lock was given back before.
         """
-        await self.wait_for_those_inside(timeout)
-        if self.session._phase is Phase.DISCARDED or self._is_in_one_that_failed():
+        # Not for a block of this very task: it may leave the outer one first.
+        if self._taken and (self.within is None or self.within.task is not asyncio.current_task()):
+            await self.take_turn(timeout)
+            self.end_turn()
+        if self.session._phase is Phase.DISCARDED:
             raise SessionClosed(_GIVEN_UP)
         if self.session.is_read_only and self.session._delta().changes:
             raise SessionClosed(
@@ -230,14 +160,19 @@ async def exclusive(visit: Visit, session: Session) -> AsyncIterator[Session]:
     Inside a block already: a turn in that block, also for the task that entered it, since others
     may be in a block within it. Under the request's own lock: a turn there. Anywhere else: a
     visit, a session and a lock of its own, so that nothing can be in its way.
+
+    An exception undoes what was done under a lock of its own. Elsewhere that is a part of what the
+    one who has the lock does, and is stored or not with it: handlers hold references to values,
+    and nothing that was put back behind their backs would be what they believe to have.
     """
     root, timeout = visit.root(), visit.lock_wait_timeout
     while blocks := blocks_around(root):
         around = blocks[0]
         await around.take_turn(timeout)
         if around.is_open and around.session._phase is Phase.WRITABLE:
-            async with _in_turn(around.visit, around.session, around, timeout) as within:
-                yield within
+            with Block(root, around.session, around) as block:
+                yield around.session
+                await block.end(timeout)
             return
         around.end_turn()
     if any(block.session._phase is Phase.DISCARDED for block in open_blocks(root)):
@@ -245,15 +180,16 @@ async def exclusive(visit: Visit, session: Session) -> AsyncIterator[Session]:
     if session._phase is not Phase.DISCARDED:  # else what has the turn has nothing to guard
         await visit.take_turn(timeout)
         if session._phase is Phase.WRITABLE:
-            async with _in_turn(visit, session, visit, timeout) as within:
-                yield within
+            with Block(root, session, visit) as block:
+                yield session
+                await block.end(timeout)
             return
         visit.end_turn()
     own = await visit.visit_of_its_own()
     fresh = own.session
     try:
         await own.take_turn(timeout)  # free
-        with Block(own, fresh, own) as block:
+        with Block(root, fresh, own) as block:
             yield fresh
             await block.end(timeout)
         await own.end()
@@ -263,34 +199,6 @@ async def exclusive(visit: Visit, session: Session) -> AsyncIterator[Session]:
     finally:
         visit.adopt(own, session)
         own.let_session_go()
-
-
-@asynccontextmanager
-async def _in_turn(
-    visit: Visit, session: Session, turns: TaskTurns, timeout: float
-) -> AsyncIterator[Session]:
-    """A block under a lock that is there already, and is kept when the block fails."""
-    with Block(visit, session, turns) as block:
-        before = Before(session)
-        try:
-            try:
-                yield session
-            except Exception:
-                block.has_failed = True
-                if session._phase is Phase.WRITABLE:
-                    # What they do is a part of what is to be undone. Not for long where the task
-                    # is cancelled: then nobody is left inside but who was started and forgotten.
-                    with suppress(SessionLockTimeout):
-                        await block.wait_for_those_inside(timeout)
-                raise
-            await block.end(timeout)
-        except BaseException:
-            if session._phase is Phase.WRITABLE:
-                if block.is_empty:
-                    before.restore(session)
-                else:  # who is still inside would go on with half of what is undone
-                    await visit.lose(session)
-            raise
 
 
 def blocks_around(root: Bearer, session: Session | None = None) -> list[Block]:

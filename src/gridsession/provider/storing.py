@@ -37,6 +37,7 @@ from gridsession.identity import (
     parse_id,
     rotated_id,
 )
+from gridsession.provider.bearer import Bearer
 from gridsession.provider.log import log
 from gridsession.provider.tokens import commit_token, lock_token
 from gridsession.provider.turn import Turn
@@ -44,6 +45,40 @@ from gridsession.session import Delta, Phase, Session
 from gridsession.settings import seconds
 
 _CLOSED = Phase.CLOSED  # an Enum's members are slow to find
+
+
+class Unanswered:
+    """A commit that replaces the session's id, and of which the grid told nothing.
+
+    If it was carried out, the browser's id is good for nothing any more, and the next headers have
+    to carry the new one: so it is tried again just ahead of them, for one `grid_timeout` more.
+    Where no headers of ours will leave it is withdrawn: nobody would be told of the new id.
+    """
+
+    def __init__(
+        self,
+        storing: Storing,
+        key: bytes,
+        token: bytes,
+        change: Change,
+        rotated: tuple[bytes, Identity],
+    ) -> None:
+        self._storing = storing
+        self._key = key
+        self._token = token
+        self._change = change
+        self._rotated = rotated
+
+    def finish(self, root: Bearer) -> None:
+        """Try again; the headers of `root` wait for it."""
+        storing = self._storing
+        bound = seconds(storing._provider.settings.grid_timeout)
+        finishing = storing._work.finish_commit(self._key, self._token, self._change, bound)
+        finishing.add_done_callback(partial(storing._known_if_done, self._rotated))
+        root._wait_with_headers_for(finishing)
+
+    def withdraw(self) -> None:
+        self._storing._work.withdraw(self._key, self._token)
 
 
 class Storing(Turn):
@@ -145,13 +180,7 @@ class Storing(Turn):
             raise
         except GridUnavailable:
             if rotated is not None:
-                # If it was carried out, the browser's id is good for nothing any more, and the
-                # error's answer has to carry the new one. It waits a second `grid_timeout` for
-                # the grid to tell; then it leaves as it is, and the commit is tried no more.
-                bound = seconds(self._provider.settings.grid_timeout)
-                finishing = self._work.finish_commit(key, token, change, bound)
-                finishing.add_done_callback(partial(self._known_if_done, rotated))
-                self.root()._wait_with_headers_for(finishing)
+                self.root()._unanswered = Unanswered(self, key, token, change, rotated)
             elif release:
                 self._work.withdraw(key, token)
             raise

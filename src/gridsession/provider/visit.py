@@ -32,8 +32,8 @@ _EXCLUSIVE, _READ_ONLY_ACCESS = Access.EXCLUSIVE, Access.READ_ONLY
 _WRITABLE, _READ_ONLY, _CLOSED = Phase.WRITABLE, Phase.READ_ONLY, Phase.CLOSED
 
 _LOST = (
-    "What this request did is not stored: its `release()` failed or was cancelled, the request was "
-    "given up, or a block of `session.exclusive()` failed with a task inside it."
+    "What this request did before is not stored: its `release()` failed or was cancelled, or the "
+    "request was given up."
 )
 
 
@@ -78,7 +78,14 @@ class Visit(Storing, TaskTurns):
         turns: TaskTurns | None = None
         closing = False
         try:
-            if self._taken or self._headers_held_by or self._finishing is not None:
+            if session._phase is Phase.DISCARDED:  # it has nothing left to keep apart from others'
+                await self.wait_for_what_is_under_way()
+            elif (
+                self._taken
+                or self._headers_held_by
+                or self._finishing is not None
+                or self._unanswered is not None
+            ):
                 turns = await self._take_turn(session)
                 await self.wait_for_what_is_under_way()
             else:
@@ -111,11 +118,6 @@ class Visit(Storing, TaskTurns):
     async def discard(self, session: Session | None = None) -> None:
         """Forget what was not committed, and hand the lock on."""
         await self._give_up(self.session if session is None else session, False)
-
-    async def lose(self, session: Session) -> None:
-        """The same for a part of the request; its end will raise."""
-        self._is_lost = True
-        await self._give_up(session, False)
 
     async def _give_up(self, session: Session, closing: bool) -> None:
         if closing or session._phase is _WRITABLE:  # else another task's end is under way, or over
@@ -150,6 +152,9 @@ class Visit(Storing, TaskTurns):
     async def wait_for_ids_under_way(self) -> None:
         """Wait until it is known by which id the request goes. Raises nothing."""
         root = self.root()
+        unanswered, root._unanswered = root._unanswered, None
+        if unanswered is not None:
+            unanswered.finish(root)
         while root._headers_held_by:
             await asyncio.wait(root._headers_held_by)
 
@@ -186,6 +191,9 @@ class Visit(Storing, TaskTurns):
         waits for the garbage collector. A session that is used later makes itself known again.
         """
         del self.session
+        if self._unanswered is not None:  # and no headers of ours will tell the browser of it
+            self._unanswered.withdraw()
+            self._unanswered = None
 
     async def save(self, session: Session) -> None:
         self.session = session
@@ -235,6 +243,8 @@ class Visit(Storing, TaskTurns):
     async def _visit_with_a_lock(self) -> Visit:
         """Or with the turn to begin a session, which has a lock when it is stored."""
         while True:
+            if self.root()._unanswered is not None:  # it has the lock, perhaps
+                await self.wait_for_ids_under_way()
             self._take_over_the_requests_id()
             if not self._stored:
                 visit = await self._visit_that_begins()

@@ -56,11 +56,18 @@ class Failure:
 
 def comes_of(error: BaseException | None, cause: BaseException | None) -> bool:
     """Whether an exception is another one, or was raised because of it."""
+    return cause is not None and _comes_of(error, cause, set())
+
+
+def _comes_of(error: BaseException | None, cause: BaseException, seen: set[int]) -> bool:
+    if error is None or id(error) in seen:  # anyio leaves errors whose context is their own group
+        return False
+    if error is cause:
+        return True
+    seen.add(id(error))
     if isinstance(error, BaseExceptionGroup):
-        return all(comes_of(one, cause) for one in error.exceptions)
-    return error is not None and (
-        error is cause or comes_of(error.__cause__ or error.__context__, cause)
-    )
+        return all(_comes_of(one, cause, seen) for one in error.exceptions)
+    return _comes_of(error.__cause__ or error.__context__, cause, seen)
 
 
 OnError = Callable[[Failure], ASGIApp | Awaitable[ASGIApp | None] | None]
