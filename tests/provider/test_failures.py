@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -201,10 +202,29 @@ async def test_a_new_id_of_unknown_outcome_is_known_before_the_headers_leave(
                     log_in(s, change)
             await visit.end()
         await visit.wait_for_what_is_under_way()
-        assert visit.cookie is Cookie.SET
-        assert visit.session_id != session_id
-        assert await data_of(provider, visit.session_id) == {"a": 2}
+        assert visit.cookie is (Cookie.SET if applied else Cookie.KEEP)
+        assert (visit.session_id != session_id) is applied
+        assert await data_of(provider, visit.session_id) == {"a": 1 + applied}
         assert await is_free(grid, visit.session_id)
+
+
+@in_loop
+async def test_an_id_of_unknown_outcome_keeps_nobody_from_the_lock(grid: Spy) -> None:
+    """Not even a task of the same request, for which its end waits."""
+    async with provider_on(grid, lock_wait_timeout=5) as provider:
+        session_id = await stored(provider, a=1)
+        async with provider.open(session_id, access="read_only") as session:
+            inside = asyncio.Event()
+            waiting = asyncio.create_task(count_up(session, inside))
+            with contextlib.suppress(GridUnavailable):
+                async with session.exclusive() as s:
+                    log_in(s, "user")
+                    inside.set()
+                    await until(lambda: "wait" in grid.calls)
+                    break_off(grid, "commit", applied=False, times=1)
+            async with asyncio.timeout(2):
+                await waiting
+        assert await data_of(provider, session_id) == {"a": 2}
 
 
 @pytest.mark.parametrize("change", ["user", "id"])
@@ -255,7 +275,7 @@ async def test_headers_wait_one_more_grid_timeout_for_a_new_id_of_unknown_outcom
         visit = Visit(provider, session_id.encode(), Use.parse("exclusive"), "a login")
         await visit.begin()
         log_in(visit.session, "user")
-        away = break_off(grid, "commit", applied=False)
+        away = break_off(grid, "commit", "release", applied=False)
         with pytest.raises(GridUnavailable):
             await visit.end()
         loop = asyncio.get_running_loop()
@@ -268,6 +288,12 @@ async def test_headers_wait_one_more_grid_timeout_for_a_new_id_of_unknown_outcom
         assert await is_free(grid, session_id)
         assert await data_of(provider, session_id) == {"a": 1}  # nor is it stored after that
     assert not [r for r in caplog.records if r.levelname == "ERROR"]  # whoever asked was told
+
+
+async def count_up(session: Session, when: asyncio.Event) -> None:
+    await when.wait()
+    async with session.exclusive() as s:
+        s["a"] += 1
 
 
 def log_in(session: Session, change: str) -> None:

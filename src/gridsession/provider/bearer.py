@@ -14,7 +14,6 @@ from gridsession.session import Session
 
 if TYPE_CHECKING:
     from gridsession.provider.blocks import TaskTurns
-    from gridsession.provider.storing import Unanswered
 
 
 class Cookie(Enum):
@@ -45,7 +44,6 @@ class Bearer:
     _stored = False  # the grid has the session
     _held_to_the_end = False  # the lock, until the response's headers leave
     _headers_held_by: frozenset[asyncio.Future[Any]] = frozenset()
-    _unanswered: Unanswered | None = None  # a commit that may have replaced the id
     _outer: Bearer | None = None  # of whose `exclusive()` this is a block
     _beginnings: TaskTurns | None = None  # of blocks that begin a session; else each began its own
     _turn_to_begin: TaskTurns | None = None  # which this one, such a block, has

@@ -20,6 +20,7 @@ from gridsession.grids.contract import (
     TICKET_SECONDS,
     Change,
     Committed,
+    Found,
     Gone,
     Grid,
     LockLost,
@@ -146,39 +147,47 @@ class LoopWork:
         """Take back what a call may have left behind under a token, lock or ticket."""
         self.run(self._until_answered(lambda: self._grid.release(key, token)))
 
-    def finish_commit(
-        self, key: bytes, token: bytes, change: Change, within: float | None = None
-    ) -> asyncio.Task[Any]:
-        """Repeat a commit whose request was cancelled while it was on its way, or not answered.
+    def finish_commit(self, key: bytes, token: bytes, change: Change) -> asyncio.Task[Any]:
+        """Repeat a commit whose request was cancelled while it was on its way.
 
         The task's result is the grid's answer; None when there was none.
-
-        Args:
-            within: seconds. Who asked for it was told that it may not be stored, and what is
-                stored when the answer has left is worse than nothing. None: while there is a
-                chance, and the log is told of a failure.
         """
-        return self.run(self._finish_commit(key, token, change, within))
+        return self.run(self._finish_commit(key, token, change))
 
-    async def _finish_commit(
-        self, key: bytes, token: bytes, change: Change, within: float | None
-    ) -> Any:
-        outcome = None
-        with suppress(TimeoutError):
-            async with asyncio.timeout(within):
-                outcome = await self._until_answered(
-                    lambda: self._grid.commit(key, token, change, release=True)
-                )
-        if within is not None:
-            if outcome is None:
-                self.withdraw(key, token)
-        elif not isinstance(outcome, Committed):
+    async def _finish_commit(self, key: bytes, token: bytes, change: Change) -> Any:
+        outcome = await self._until_answered(
+            lambda: self._grid.commit(key, token, change, release=True)
+        )
+        if not isinstance(outcome, Committed):
             log.error(
                 "session %s: the work of a cancelled request was not stored: %s",
                 name_of(key),
                 type(outcome).__name__ if outcome is not None else "the grid did not answer",
             )
         return outcome
+
+    def find_out(
+        self, key: bytes, token: bytes, secret: bytes, *, within: float
+    ) -> asyncio.Task[bool]:
+        """Withdraw a commit that the grid did not answer, and find out whether it was carried out.
+
+        From the withdrawal on it can be carried out no more. The task's result is False where the
+        grid did not tell in time.
+
+        Args:
+            secret: SHA-256 of the new secret that the commit gave the record.
+            within: seconds.
+        """
+        return self.run(self._find_out(key, token, secret, within))
+
+    async def _find_out(self, key: bytes, token: bytes, secret: bytes, within: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                await self._until_answered(lambda: self._grid.release(key, token))
+                found = await self._until_answered(lambda: self._grid.read(key, secret))
+                return isinstance(found, Found)
+        self.withdraw(key, token)
+        return False
 
     def finish_removal(self, key: bytes, token: bytes, *, fenced: bool) -> asyncio.Task[Any]:
         """Repeat a removal, in the same way."""

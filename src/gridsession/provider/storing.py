@@ -37,7 +37,6 @@ from gridsession.identity import (
     parse_id,
     rotated_id,
 )
-from gridsession.provider.bearer import Bearer
 from gridsession.provider.log import log
 from gridsession.provider.tokens import commit_token, lock_token
 from gridsession.provider.turn import Turn
@@ -45,40 +44,6 @@ from gridsession.session import Delta, Phase, Session
 from gridsession.settings import seconds
 
 _CLOSED = Phase.CLOSED  # an Enum's members are slow to find
-
-
-class Unanswered:
-    """A commit that replaces the session's id, and of which the grid told nothing.
-
-    If it was carried out, the browser's id is good for nothing any more, and the next headers have
-    to carry the new one: so it is tried again just ahead of them, for one `grid_timeout` more.
-    Where no headers of ours will leave it is withdrawn: nobody would be told of the new id.
-    """
-
-    def __init__(
-        self,
-        storing: Storing,
-        key: bytes,
-        token: bytes,
-        change: Change,
-        rotated: tuple[bytes, Identity],
-    ) -> None:
-        self._storing = storing
-        self._key = key
-        self._token = token
-        self._change = change
-        self._rotated = rotated
-
-    def finish(self, root: Bearer) -> None:
-        """Try again; the headers of `root` wait for it."""
-        storing = self._storing
-        bound = seconds(storing._provider.settings.grid_timeout)
-        finishing = storing._work.finish_commit(self._key, self._token, self._change, bound)
-        finishing.add_done_callback(partial(storing._known_if_done, self._rotated))
-        root._wait_with_headers_for(finishing)
-
-    def withdraw(self) -> None:
-        self._storing._work.withdraw(self._key, self._token)
 
 
 class Storing(Turn):
@@ -180,7 +145,13 @@ class Storing(Turn):
             raise
         except GridUnavailable:
             if rotated is not None:
-                self.root()._unanswered = Unanswered(self, key, token, change, rotated)
+                # If it was carried out, the browser's id is good for nothing any more, and the
+                # error's answer has to carry the new one: it waits a second `grid_timeout` for it.
+                bound = seconds(self._provider.settings.grid_timeout)
+                secret = rotated[1].secret
+                finding_out = self._work.find_out(key, token, secret, within=bound)
+                finding_out.add_done_callback(partial(self._known_if_carried_out, rotated))
+                self.root()._wait_with_headers_for(finding_out)
             elif release:
                 self._work.withdraw(key, token)
             raise
@@ -241,7 +212,13 @@ class Storing(Turn):
         self, known: tuple[bytes, Identity] | None, finishing: asyncio.Task[Any]
     ) -> None:
         if not finishing.cancelled() and isinstance(finishing.result(), Committed | Removed):
-            self._finishing = finishing  # not lost after all
+            self._be_known_as(known)
+
+    def _known_if_carried_out(
+        self, known: tuple[bytes, Identity], finding_out: asyncio.Task[bool]
+    ) -> None:
+        if not finding_out.cancelled() and finding_out.result():
+            self._is_lost = False
             self._be_known_as(known)
 
     def _may_change_id(self, session: Session) -> bool:

@@ -80,12 +80,7 @@ class Visit(Storing, TaskTurns):
         try:
             if session._phase is Phase.DISCARDED:  # it has nothing left to keep apart from others'
                 await self.wait_for_what_is_under_way()
-            elif (
-                self._taken
-                or self._headers_held_by
-                or self._finishing is not None
-                or self._unanswered is not None
-            ):
+            elif self._taken or self._headers_held_by or self._finishing is not None:
                 turns = await self._take_turn(session)
                 await self.wait_for_what_is_under_way()
             else:
@@ -152,9 +147,6 @@ class Visit(Storing, TaskTurns):
     async def wait_for_ids_under_way(self) -> None:
         """Wait until it is known by which id the request goes. Raises nothing."""
         root = self.root()
-        unanswered, root._unanswered = root._unanswered, None
-        if unanswered is not None:
-            unanswered.finish(root)
         while root._headers_held_by:
             await asyncio.wait(root._headers_held_by)
 
@@ -191,9 +183,6 @@ class Visit(Storing, TaskTurns):
         waits for the garbage collector. A session that is used later makes itself known again.
         """
         del self.session
-        if self._unanswered is not None:  # and no headers of ours will tell the browser of it
-            self._unanswered.withdraw()
-            self._unanswered = None
 
     async def save(self, session: Session) -> None:
         self.session = session
@@ -243,8 +232,6 @@ class Visit(Storing, TaskTurns):
     async def _visit_with_a_lock(self) -> Visit:
         """Or with the turn to begin a session, which has a lock when it is stored."""
         while True:
-            if self.root()._unanswered is not None:  # it has the lock, perhaps
-                await self.wait_for_ids_under_way()
             self._take_over_the_requests_id()
             if not self._stored:
                 visit = await self._visit_that_begins()
