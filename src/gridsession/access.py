@@ -12,7 +12,6 @@ from typing import NamedTuple
 from gridsession.errors import SettingsError
 from gridsession.sources.kinds import shown
 
-
 # A mistyped one would never match. (What else there is, WebDAV's, is no browser's.)
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY", "TRACE", "CONNECT")
 
@@ -104,6 +103,12 @@ class AccessKind:
     def check(self, value: object) -> object:
         if not isinstance(value, str | Mapping):
             raise ValueError(self.allowed)
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            if self.read(value) is not value:  # an argument, or a string in a file
+                raise ValueError("a mapping; only the environment has rules as JSON text")
+            raise ValueError(
+                'a word, or rules as a JSON object, {"/path/*": "none"}, and this is no JSON object'
+            )
         return value
 
     def read(self, text: str) -> object:

@@ -1,7 +1,7 @@
 """One class for each decision that a caller makes; a class's docstring is its default message.
 
-No message ever holds a session id, a payload, a password or a whole path: logs and error pages
-show these texts. A record is named by the first digits of its key, a lock by its holder.
+No message ever holds a session id, a payload, a password or a request's whole path: logs and error
+pages show these texts. A record is named by the first digits of its key, a lock by its holder.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from gridsession.identity import SameSite, default_cookie_name
 from gridsession.sources.connection_string import Address, RedisAddress, parse, redacted
 from gridsession.sources.environment import read_environment
 from gridsession.sources.files import read_files
-from gridsession.sources.given import CONFIG_VARIABLE, FrameworkSettings, Given, Source
+from gridsession.sources.given import FrameworkSettings, Given, Source
 from gridsession.sources.installed import installed_grids
 from gridsession.sources.kinds import (
     Choice,
@@ -179,6 +179,7 @@ class SessionSettings:
 
     _places: Mapping[str, str] = field(default_factory=dict, init=False, compare=False)
     _said: tuple[str, ...] = field(default=(), init=False, compare=False)
+    _files: tuple[str, ...] = field(default=(), init=False, compare=False)
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -274,21 +275,22 @@ class SessionSettings:
             Source("arguments", ours, has_tables=False),
             *([framework.read()] if framework is not None else []),
             read_environment(environ),
-            *read_files(path if path is not None else environ.get(CONFIG_VARIABLE) or None),
+            *read_files(path, environ),
         ]
         values, notes = resolve(sources, KINDS, environ)
         winners: dict[str, Any] = {name: value for name, (value, _) in values.items()}
         try:
             settings = cls(**winners)
         except SettingsError as error:
-            place = values[error.option].place if error.option in values else ""
-            if not place:
+            if error.option not in values:
                 raise
+            place = values[error.option].place or "an argument"
             raise SettingsError(f"{error} (set by {place})", option=error.option) from None
         put = object.__setattr__
         places = {name: place for name, (_, place) in values.items()}
         put(settings, "_places", {**settings._places, **places})
         put(settings, "_said", tuple(notes))
+        put(settings, "_files", tuple(source.file for source in sources if source.file))
         return settings
 
     def origin(self, option: str) -> str:
@@ -299,6 +301,11 @@ class SessionSettings:
         if place is None:
             return "default" if getattr(self, option) == _DEFAULTS[option] else "argument"
         return place or "argument"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that were read for these settings, the strongest first."""
+        return self._files
 
     @property
     def notes(self) -> list[str]:

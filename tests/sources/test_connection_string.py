@@ -70,9 +70,9 @@ GOOD: list[tuple[str, Address]] = [
     ("embedded:///a?max_size=" + "0" * 5000 + "1MiB", EmbeddedAddress("/a", MIB)),
     ("embedded:///a?max_size=3 MIB&durable=NO", EmbeddedAddress("/a", 3 * MIB)),
     ("fancy:", OtherAddress("fancy")),
-    ("Fancy+grid://user:pw@h/x?y#z", OtherAddress("fancy+grid")),
-    ("memcached://h:11211", OtherAddress("memcached")),
-    ("postgresql://h/db", OtherAddress("postgresql")),
+    ("Fancy+grid://user:pw@h/x?y#z", OtherAddress("fancy+grid", is_url=True)),
+    ("memcached://h:11211", OtherAddress("memcached", is_url=True)),
+    ("postgresql://h/db", OtherAddress("postgresql", is_url=True)),
     ("redis://cache-1", redis()),
     ("REDIS://cache-1", redis()),
     ("redis://cache-1/", redis()),
@@ -225,7 +225,7 @@ def test_an_address_cannot_be_changed() -> None:
 
 
 def test_a_scheme_that_a_package_offers_is_no_slip() -> None:
-    assert parse("valkey://h", offered=lambda: ["valkey"]) == OtherAddress("valkey")
+    assert parse("valkey://h", offered=lambda: ["valkey"]) == OtherAddress("valkey", is_url=True)
     assert parse("redisx:a:1@b", offered=lambda: {"redisx"}) == OtherAddress("redisx")
 
 
@@ -448,7 +448,8 @@ def test_what_is_wrong_is_named_with_its_cure(text: Any, part: str, cure: str) -
         ("embedded:?durable=true", "embedded:"),
         ("embedded:/var/my shop?max_size=1GiB", "embedded:///var/my%20shop"),
         ("embedded:///b%FFd", "embedded:///b%FFd"),
-        ("fancy://ann:pw@h/secret", "fancy:***"),
+        ("fancy://ann:pw@h/secret", "fancy://***"),
+        ("ann:pw", "***"),  # no scheme, but a user
         ("redis://cache-1", "redis://cache-1:6379/0"),
         ("redis://:pw@cache-1", "redis://***@cache-1:6379/0"),
         ("redis://ann:@cache-1", "redis://***@cache-1:6379/0"),
@@ -475,7 +476,8 @@ def test_an_address_is_shown_without_its_secrets(text: str, expected: str) -> No
 def test_other_addresses_have_a_repr() -> None:
     assert repr(redis(username="ann")) == "RedisAddress('redis://***@cache-1:6379/0')"
     assert repr(MemoryAddress()) == "MemoryAddress()"
-    assert repr(OtherAddress("fancy")) == "OtherAddress('fancy')"
+    assert repr(parse("fancy://ann:pw@h")) == "OtherAddress('fancy://***')"
+    assert repr(parse("ann:pw")) == "OtherAddress('***')"
     assert repr(parse("embedded:///a?max_size=1MiB")) == (
         "EmbeddedAddress('embedded:///a', max_size=1048576, durable=False)"
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import string
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 
 from gridsession import SessionSettings, SettingsError
 from gridsession.settings import KINDS
+from gridsession.sources.files import read_files
 from gridsession.sources.given import FrameworkSettings
 
 SECRET = "hunter2-geheim"
@@ -167,6 +171,7 @@ def test_the_cookie_s_path_can_be_given_as_a_mapping() -> None:
     [
         ("timeout", "90", 90.0),
         ("timeout", " 90.5 ", 90.5),
+        ("timeout", ".5", 0.5),
         ("absolute_timeout", "none", None),
         ("max_age", "None", None),
         ("max_age", "-1", -1),
@@ -177,6 +182,7 @@ def test_the_cookie_s_path_can_be_given_as_a_mapping() -> None:
         ("same_site", "Strict", "strict"),
         ("client_cache_type", "lru-maxmemory", "LRU-MaxMemory"),
         ("remote_stores", "berlin, tokyo", ("berlin", "tokyo")),
+        ("remote_stores", "none", ()),
         ("access", "read_only wait_for_writer", "read_only wait_for_writer"),
         ("access", '{"/static/*": "none"}', {"/static/*": "none"}),
         ("request_queue_limit_per_session", "7", 7),
@@ -257,7 +263,7 @@ def test_what_cannot_heal_says_why() -> None:
 @pytest.mark.parametrize(
     ("given", "place"),
     [
-        ({"timeuot": 5}, ""),
+        ({"timeuot": 5}, " (set by an argument)"),
         ({"framework": {"GRIDSESSION_TIMEUOT": 5}}, " (set by app.config['GRIDSESSION_TIMEUOT'])"),
         (
             {"environ": {"GRIDSESSION_TIMEUOT": "5"}},
@@ -288,6 +294,104 @@ def test_a_name_of_somebody_else_is_an_error_in_our_own_places_and_a_note_elsewh
         *(f"environment variable {name}" for name in kubernetes),
     ]
     assert "10.0.0.1" not in str(loaded.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("session_timeout", "timeout"),
+        ("cookie_path", "path"),
+        ("default_lock_wait_timeout", "lock_wait_timeout"),
+        ("max_payload", "max_payload_bytes"),
+    ],
+)
+def test_a_name_that_may_be_somebody_elses_is_noted_with_what_may_be_meant(
+    name: str, meant: str
+) -> None:
+    variable = f"GRIDSESSION_{name.upper()}"
+    notes = [*load({variable: SECRET}).notes, *load(framework={variable: SECRET}).notes]
+    assert notes == [
+        f"environment variable {variable} is none of our options, and is not heeded; "
+        f"did you mean {meant!r}?",
+        f"app.config[{variable!r}] is none of our options, and is not heeded; "
+        f"did you mean {meant!r}?",
+    ]
+    assert f"did you mean {meant!r}" in error_of(options={name: 5})
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("time_out", "timeout"),
+        ("maxage", "max_age"),
+        ("connection_strings", "connection_string"),
+        ("htps_only", "https_only"),
+        ("session_cookies", "session_cookie"),
+    ],
+)
+def test_a_slip_is_an_error_wherever_it_stands(name: str, meant: str) -> None:
+    variable = f"GRIDSESSION_{name.upper()}"
+    for place in ({"environ": {variable: SECRET}}, {"framework": {variable: SECRET}}):
+        error = error_of(**place)
+        assert error.startswith(f"there is no option {name!r}; did you mean {meant!r}?")
+        assert SECRET not in error
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("PORT", "SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_80_TCP_ADDR"),
+        *("PATH_PORT", "MAX_AGE_SERVICE_HOST", "PATHS_SERVICE_PORT", "TIMEOUT_PORT_80_TCP"),
+    ],
+)
+def test_what_kubernetes_sets_for_a_service_is_no_slip(name: str) -> None:
+    (note,) = load({f"GRIDSESSION_{name}": "tcp://10.0.0.1:80"}).notes
+    assert note.endswith(f"GRIDSESSION_{name} is none of our options, and is not heeded")
+
+
+@pytest.mark.parametrize("quote", ["'", '"'])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("timeout", "1800"),
+        ("rolling", "true"),
+        ("namespace", "shop"),
+        ("connection_string", SECRET),
+    ],
+)
+def test_a_quoted_value_is_told_to_lose_its_quotes(quote: str, name: str, text: str) -> None:
+    error = error_of(environ={f"GRIDSESSION_{name.upper()}": quote + text + quote})
+    assert error.startswith(f"{name} cannot be used: it stands in quotation marks")
+    assert f"remove the quotes (set by environment variable GRIDSESSION_{name.upper()})" in error
+    assert text not in error
+
+
+@pytest.mark.parametrize("text", ["{", '{"/x": "none",}', "{'/x': 'none'}", SECRET.join("{}")])
+def test_rules_that_are_no_json_are_told_as_such(text: str) -> None:
+    error = error_of(environ={"GRIDSESSION_ACCESS": text})
+    assert "this is no JSON object (set by environment variable GRIDSESSION_ACCESS)" in error
+    assert SECRET not in error
+
+
+def test_rules_as_json_are_for_the_environment_only() -> None:
+    Path("a.toml").write_text('access = \'{"/x": "none"}\'')
+    for place in ({"access": '{"/x": "none"}'}, {"path": "a.toml"}):
+        assert "it must be a mapping; only the environment has rules as JSON" in error_of(**place)
+
+
+def test_a_link_in_a_circle_is_an_error() -> None:
+    os.symlink("gridsession.toml", "gridsession.toml")
+    assert error_of() == "gridsession.toml cannot be read: Too many levels of symbolic links"
+    os.unlink("gridsession.toml")
+    os.symlink("absent.toml", "gridsession.toml")
+    assert load().notes == []
+
+
+@pytest.mark.parametrize(
+    "given", [{"timeout": "soon"}, {"zzz": 1}, {"connection_string_element": "x"}]
+)
+def test_a_wrong_argument_is_told_to_be_one(given: dict[str, Any]) -> None:
+    assert error_of(**given).endswith(" (set by an argument)")
 
 
 @pytest.mark.parametrize("table", ["app_settings", "connection_strings"])
@@ -416,7 +520,7 @@ def test_what_is_found_elsewhere_is_checked_as_if_given_directly() -> None:
     wrong = "embedded:///x?max_size=1"
     direct = error_of(connection_string=wrong)
     found = error_of(**VARIABLE, environ={"STORE": wrong})
-    assert found.startswith(direct)
+    assert found.startswith(direct.partition(" (set by")[0])
     assert "environment variable STORE" in found
 
 
@@ -443,15 +547,234 @@ def test_a_file_that_cannot_be_used_is_named(
 ) -> None:
     if content is not None:
         (folder / name).write_bytes(content)
-    error = error_of(path=str(folder / name))
-    assert error.startswith(cause)
+    for path in (name, str(folder / name), os.path.join("..", folder.name, name)):
+        shown = cause.replace(name, path)
+        error = error_of(path=path)
+        assert error.startswith(shown)
+        assert SECRET not in error
+        with pytest.raises(SettingsError) as raised:
+            read_files(None, {"GRIDSESSION_CONFIG": path})
+        assert str(raised.value).startswith(shown)
+        assert str(raised.value).endswith(" (named by environment variable GRIDSESSION_CONFIG)")
+
+
+def test_a_folder_is_no_file() -> None:
+    Path("a.toml").mkdir()
+    assert error_of(path="a.toml") == "a.toml cannot be read: Is a directory"
+    assert error_of(path="a\0.toml") == "a�.toml cannot be read: no usable file name"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "place"),
+    [
+        ("shop.toml", "timeout = 90", "shop.toml: timeout"),
+        ("shop.config", '<sessionState timeout="2"/>', "shop.config, line 1: sessionState timeout"),
+    ],
+)
+def test_a_file_that_is_named_is_shown_as_it_was_given(
+    folder: Path, name: str, text: str, place: str
+) -> None:
+    (folder / "conf").mkdir()
+    (folder / "conf" / name).write_text(text)
+    for path in (f"conf/{name}", str(folder / "conf" / name)):
+        given = path.removesuffix(name)
+        assert load(path=path).origin("timeout") == given + place
+        assert load({"GRIDSESSION_CONFIG": path}).origin("timeout") == given + place
+        (source,) = read_files(None, {"GRIDSESSION_CONFIG": path})
+        assert (source.name, source.file) == (path, str(folder / "conf" / name))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [f"redis://:{SECRET}@h", f"redis://:{SECRET}@h.toml", f"bootstrapGateways=h;pw={SECRET}"],
+)
+def test_a_connection_string_in_place_of_a_file_is_not_shown(path: str) -> None:
+    error = error_of(environ={"GRIDSESSION_CONFIG": path})
     assert SECRET not in error
-    assert str(folder) not in error
+    assert error.startswith("a file of settings cannot be ")
 
 
-def test_a_folder_is_no_file(folder: Path) -> None:
-    (folder / "a.toml").mkdir()
-    assert error_of(path=str(folder / "a.toml")) == "a.toml cannot be read: Is a directory"
+def test_a_quoted_file_name_is_told_as_such() -> None:
+    toml()
+    assert "remove them" in error_of(environ={"GRIDSESSION_CONFIG": '"gridsession.toml"'})
+
+
+def test_a_table_for_pyproject_toml_is_told_to_be_left_out_elsewhere() -> None:
+    Path("gridsession.toml").write_text("[tool.gridsession]\ntimeout = 90")
+    error = error_of()
+    assert error.startswith("gridsession.toml: [tool.gridsession] is for pyproject.toml; leave")
+
+
+# -- files in the working directory -------------------------------------------------------------
+
+
+def refuse_to_open(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Root, as whom tests may run, reads everything."""
+    opened = Path.open
+
+    def refuse(path: Path, *of: Any, **more: Any) -> Any:
+        if path.name == name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(path, *of, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)
+
+
+@pytest.mark.parametrize("with_own", [False, True])
+def test_an_unreadable_pyproject_of_others_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch, with_own: bool
+) -> None:
+    if with_own:
+        toml()
+    pyproject()
+    refuse_to_open(monkeypatch, "pyproject.toml")
+    loaded = load()
+    assert loaded.timeout == (400 if with_own else 1200)
+    assert loaded.notes == [
+        "pyproject.toml cannot be read, so its [tool.gridsession], if it has one, is not heeded"
+    ]
+
+
+@pytest.mark.parametrize(
+    "data", [b"[tool.black", b"\xff\xfe[\0", b"x = " + b"[" * 100_000, b"#" * ((1 << 20) + 1)]
+)
+def test_a_broken_pyproject_of_others_stops_nothing(data: bytes) -> None:
+    Path("pyproject.toml").write_bytes(data)
+    (note,) = load().notes
+    assert note.startswith("pyproject.toml is no TOML that can be read, so its [tool.gridsession]")
+    error_of(path="pyproject.toml")  # it was named
+
+
+@pytest.mark.parametrize(
+    "data", [b"[tool.gridsession", b"tool.gridsession = 5", b"#gridsession\n["]
+)
+def test_a_broken_pyproject_that_may_be_ours_is_an_error(data: bytes) -> None:
+    Path("pyproject.toml").write_bytes(data)
+    assert error_of().startswith("pyproject.toml")
+
+
+@pytest.mark.parametrize("name", ["gridsession.toml", "web.config"])
+def test_our_own_files_that_cannot_be_read_are_errors(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    Path(name).write_text("")
+    refuse_to_open(monkeypatch, name)
+    assert error_of() == f"{name} cannot be read: Permission denied"
+
+
+@pytest.fixture
+def hidden(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes what begins with a path be out of reach, as a folder without x does."""
+
+    def hide(place: str) -> None:
+        stat, lstat = os.stat, os.lstat
+
+        def refuse(real: Callable[..., Any], path: Any, *of: Any, **more: Any) -> Any:
+            if str(path).startswith(place) and not os.path.isabs(path):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return real(path, *of, **more)
+
+        monkeypatch.setattr(os, "stat", lambda *of, **more: refuse(stat, *of, **more))
+        if not place:  # otherwise only what a link leads to is hidden
+            monkeypatch.setattr(os, "lstat", lambda *of, **more: refuse(lstat, *of, **more))
+
+    return hide
+
+
+def test_a_working_directory_that_cannot_be_searched_stops_nothing(
+    hidden: Callable[[str], None],
+) -> None:
+    for write in (toml, pyproject, a_web_config):
+        write()
+    hidden("")
+    loaded = load()
+    assert loaded.timeout == 1200
+    (note,) = loaded.notes
+    assert note.startswith("the working directory cannot be searched")
+    assert "GRIDSESSION_CONFIG" in note
+
+
+def test_a_working_directory_that_cannot_be_listed_is_searched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    a_web_config()
+    monkeypatch.setattr(os, "listdir", refuse)
+    assert load().timeout == 300
+
+
+def test_a_link_to_where_nobody_may_look_is_an_error(
+    hidden: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toml()
+    hidden("gridsession.toml")
+    refuse_to_open(monkeypatch, "gridsession.toml")
+    assert error_of() == "gridsession.toml cannot be read: Permission denied"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_process_that_may_not_search_its_directory_starts(folder: Path) -> None:
+    toml()
+    folder.chmod(0o700)
+    code = (
+        "import os, encodings.idna\n"
+        "from gridsession import SessionSettings\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        "loaded = SessionSettings.load(None, {})\n"
+        "print(loaded.timeout, 'cannot be searched' in str(loaded.notes))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "1200.0 True\n", done.stderr
+
+
+@pytest.mark.parametrize("name", ["web.config", "Web.config", "Web.Config", "WEB.CONFIG"])
+def test_a_web_config_is_found_in_any_case(name: str) -> None:
+    a_web_config()
+    Path("web.config").rename(name)
+    assert load().origin("timeout").startswith(f"{name}, line 5")
+
+
+def test_the_usual_spelling_of_web_config_comes_first() -> None:
+    for name, minutes in (("WEB.CONFIG", 1), ("Web.config", 2), ("web.config", 3)):
+        Path(name).write_text(f'<sessionState timeout="{minutes}"/>')
+        assert load().timeout == minutes * 60
+
+
+def test_the_files_that_are_heeded_are_known(folder: Path) -> None:
+    assert read_files(None, {}) == read_files(None, {"GRIDSESSION_CONFIG": " "}) == []
+    for write in (toml, pyproject, a_web_config):
+        write()
+    assert [source.file for source in read_files(None, {"GRIDSESSION_CONFIG": ""})] == [
+        str(folder / "gridsession.toml"),
+        str(folder / "web.config"),
+    ]
+    (named,) = read_files("web.config", {"GRIDSESSION_CONFIG": "absent.toml"})
+    assert named.file == str(folder / "web.config")
+
+
+@pytest.mark.parametrize("write", [toml, pyproject, a_web_config])
+def test_a_file_of_somebody_else_in_the_working_directory_is_noted(
+    write: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write()
+    (name,) = os.listdir()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    if os.getuid() == 0:
+        assert "belongs" not in str(load().notes)  # root's
+        os.chown(name, 12345, 12345)
+    assert f"{name}, found in the working directory, belongs neither to root" in str(load().notes)
+    assert "belongs" not in str(load(path=name).notes)  # whoever named it has looked
+    monkeypatch.setattr(os, "geteuid", lambda: os.stat(name).st_uid)
+    assert "belongs" not in str(load().notes)
 
 
 def test_a_byte_order_mark_is_no_content() -> None:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gridsession import SettingsError
+from gridsession import SessionSettings, SettingsError
 from gridsession.sources.given import Source
 from gridsession.sources.web_config import read
 from gridsession.sources.web_config_values import MAX_NOTES
@@ -38,10 +38,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+NO_STORE = "sessionState provider: it names no store"
+
+
 def load(folder: Path, text: str | bytes, name: str = "web.config") -> Source:
+    """What is read, without the note that most of these providers earn."""
     path = folder / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return read(path)
+    source = read(path)
+    source.notes = [note for note in source.notes if NO_STORE not in note]
+    return source
 
 
 def refusal(folder: Path, text: str | bytes) -> str:
@@ -285,7 +291,8 @@ def test_a_provider_under_another_mode_is_noted(folder: Path) -> None:
 def test_modes_that_there_are_not_say_what_to_use(folder: Path, mode: str) -> None:
     text = refusal(folder, session_state(f'mode="{mode}"'))
     assert text.startswith("web.config, line 3: sessionState mode: ")
-    assert all(part in text for part in (mode, "embedded:", "redis://", 'mode="Custom"'))
+    parts = (mode, "embedded:", "redis://", 'mode="Custom"', "GRIDSESSION_CONFIG")
+    assert all(part in text for part in parts)
 
 
 @pytest.mark.parametrize(
@@ -445,11 +452,36 @@ def test_attributes_of_the_provider(
 def test_a_providers_type_is_accepted_and_its_description_noted(folder: Path) -> None:
     source = load(folder, custom('type="A.B, C" description="mine" applicationName="/shop"'))
     assert values(source) == {}
-    first, second = source.notes
+    first, second, third = source.notes
     assert first.startswith("web.config, line 4: sessionState provider description: ")
     assert second.startswith("web.config, line 4: sessionState provider applicationName: ")
     assert "namespace" in second
+    assert third.startswith("web.config, line 4: sessionState provider type: it is another vendor")
+    for ours in ("Scaleout.AspNet.SessionProvider, x", "gridsession"):
+        assert load(folder, custom(f'type="{ours}"')).notes == []
     assert values(load(folder, custom('remoteStores=" "'))) == {}
+
+
+@pytest.mark.parametrize("more", ["", 'namespace="shop"', 'type="A.Redis" host="h" accessKey="k"'])
+def test_a_provider_that_names_no_store_is_noted(folder: Path, more: str) -> None:
+    (folder / "web.config").write_text(custom(more))
+    note = read(folder / "web.config").notes[-1]
+    assert note.startswith(f"web.config, line 4: {NO_STORE}, so sessions are kept by embedded:")
+    assert "GRIDSESSION_CONNECTION_STRING" in note
+    assert 'connectionString="embedded:"' in note
+
+
+@pytest.mark.parametrize("which", ["", "EnvironmentVariable", "AppSetting", "Element"])
+def test_a_provider_that_names_its_store_is_not_noted(folder: Path, which: str) -> None:
+    (folder / "web.config").write_text(custom(f'connectionString{which}="x"'))
+    assert read(folder / "web.config").notes == []
+
+
+def test_the_specifications_provider_is_noted_and_loads(folder: Path) -> None:
+    path = folder / "web.config"
+    path.write_text(f"{SESSION_STATE}\n{PROVIDER}\n</sessionState>")
+    assert NO_STORE in str(read(path).notes)
+    assert SessionSettings.load(path, {}).connection_string == "embedded:"
 
 
 @pytest.mark.parametrize(
@@ -773,9 +805,6 @@ def test_a_file_of_config_source_is_whole(folder: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        '<appSettings configProtectionProvider="Rsa"><EncryptedData/></appSettings>',
-        '<connectionStrings configProtectionProvider="Rsa"/>',
-        "<connectionStrings><EncryptedData/></connectionStrings>",
         '<sessionState configProtectionProvider="Rsa"><EncryptedData/></sessionState>',
         web('<httpRuntime configProtectionProvider="Rsa"/>'),
     ],
@@ -785,6 +814,62 @@ def test_encrypted_sections_are_refused(folder: Path, text: str) -> None:
     assert re.match(r"web\.config, line \d: \w+ is encrypted", refused)
     assert "decrypt it" in refused
     assert "environment variable" in refused
+    assert "GRIDSESSION_CONFIG" in refused
+
+
+ENCRYPTED = [
+    ("appSettings", 'configProtectionProvider="Rsa"', "<EncryptedData/>"),
+    ("connectionStrings", 'configProtectionProvider="Rsa"', ""),
+    ("connectionStrings", "", "<EncryptedData/>"),
+]
+NAMED = {
+    "appSettings": "connectionStringAppSetting",
+    "connectionStrings": "connectionStringElement",
+}
+
+
+@pytest.mark.parametrize(("tag", "attributes", "inside"), ENCRYPTED)
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_encrypted_entries_that_nobody_needs_are_noted(
+    folder: Path, tag: str, attributes: str, inside: str, elsewhere: bool
+) -> None:
+    section = f"<{tag} {attributes}>{inside}</{tag}>"
+    if elsewhere:
+        (folder / "x.config").write_text(section)
+        section = f'<{tag} configSource="x.config"/>'
+    source = load(folder, f"<configuration>{section}</configuration>")
+    (note,) = source.notes
+    where = "x.config" if elsewhere else "web.config"
+    assert note.startswith(f"{where}, line 1: {tag}: it is encrypted")
+    assert "decrypt it" in note
+    assert "GRIDSESSION_CONNECTION_STRING" in note
+    assert (source.options, source.app_settings, source.connection_strings) == ({}, {}, {})
+
+
+def test_an_encrypted_other_file_of_app_settings_is_noted(folder: Path) -> None:
+    (folder / "own.config").write_text("<appSettings><EncryptedData/></appSettings>")
+    text = '<appSettings file="own.config"><add key="a" value="1"/></appSettings>'
+    source = load(folder, text)
+    assert [*source.app_settings] == ["a"]
+    assert source.notes[0].startswith("own.config, line 1: appSettings: it is encrypted")
+
+
+@pytest.mark.parametrize(("tag", "attributes", "inside"), ENCRYPTED)
+def test_encrypted_entries_that_the_provider_needs_are_refused(
+    folder: Path, tag: str, attributes: str, inside: str
+) -> None:
+    path = folder / "web.config"
+    path.write_text(
+        f"<configuration><{tag} {attributes}>{inside}</{tag}><system.web>"
+        f'<sessionState {CUSTOM}><add name="Grid" {NAMED[tag]}="Store"/></sessionState>'
+        "</system.web></configuration>"
+    )
+    with pytest.raises(SettingsError) as raised:
+        SessionSettings.load(path, {})
+    assert f"line 1: {tag} is encrypted" in str(raised.value)
+    assert "GRIDSESSION_CONNECTION_STRING" in str(raised.value)
+    loaded = SessionSettings.load(path, {"GRIDSESSION_CONNECTION_STRING": "memory:"})
+    assert loaded.connection_string == "memory:"  # as the message says
 
 
 # -- httpRuntime, httpCookies, pages -------------------------------------------------------------
@@ -1077,7 +1162,7 @@ def test_the_whole_file_is_read_and_shows_no_secret(folder: Path) -> None:
     assert SECRET not in shown
     assert source is not None
     assert len(source.options) == 17
-    assert len(source.notes) == 5
+    assert len(source.notes) == 6
     assert source.options["connection_string"].value == f"redis://:{SECRET}@h"
 
 

@@ -266,7 +266,8 @@ def test_the_applications_own_file_of_settings(
     assert (dict(os.environ), sys.path) == before
     assert report.exit_status == 0
     (timeout,) = (one for one in report.settings if one.name == "timeout")
-    assert (timeout.value, timeout.source) == (77, "other.toml: timeout")
+    assert timeout.value == 77
+    assert timeout.source.endswith("other.toml: timeout")
     assert report.round_trip is not None
     assert is_left_alone(grid)
 
@@ -368,6 +369,35 @@ def test_a_store_that_would_be_moved_aside_is_left_where_it_is(tmp_path: Path, g
         assert report.round_trip is None
         assert report.grid["records"] is None
         assert sorted(os.listdir(grid)) == before
+
+
+@pytest.mark.parametrize("its", [True, False])
+def test_a_stores_durable_is_left_as_it_is(its: bool, tmp_path: Path, grid: Path) -> None:
+    store(grid)
+    state = read_state(grid)
+    assert state is not None
+    write_state(grid, replace(state, durable=its))
+    before = (grid / "state.json").read_bytes()
+    configured(tmp_path, connection_string=f"{address(grid)}&durable={not its}".lower())
+    report = examine(tmp_path / "gridsession.toml")
+    assert f"last used with durable={its}".lower() in said(report, "warning")
+    assert (report.exit_status, report.round_trip) == (0, None)
+    assert (grid / "state.json").read_bytes() == before
+
+
+def test_a_store_that_is_open_and_otherwise_durable(tmp_path: Path, grid: Path) -> None:
+    configured(tmp_path, connection_string=f"{address(grid)}&durable=true")
+
+    async def run() -> Report:
+        settings = SessionSettings(connection_string=address(grid))
+        async with SessionProvider(settings):
+            return await asyncio.to_thread(examine, tmp_path / "gridsession.toml")
+
+    report = asyncio.run(run())
+    assert report.exit_status == 1
+    assert "open with durable=false" in said(report, "error")
+    assert report.round_trip is None
+    assert is_left_alone(grid)
 
 
 @pytest.mark.usefixtures("quick")

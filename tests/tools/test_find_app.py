@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -88,6 +89,27 @@ def test_settings_are_known_of_one_that_cannot_work() -> None:
     assert found.settings.timeout == 77
     wrong = SessionMiddleware(plain, timeout=-1)
     assert find_middleware(wrong).settings is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"provider": SessionSettings(timeout=77)}, {"settings": "redis://cache"}, {"provider": 5}],
+)
+def test_settings_are_unknown_of_one_that_was_given_a_wrong_object(wrong: dict[str, Any]) -> None:
+    app = Starlette()
+    app.add_middleware(SessionMiddleware, **wrong)
+    for found in (find_middleware(app), find_middleware(SessionMiddleware(plain, **wrong))):
+        assert found.middleware.error is not None
+        assert found.settings is None
+
+
+def test_one_that_cannot_be_made() -> None:
+    app = Starlette()
+    app.add_middleware(SessionMiddleware, SECRET)  # type: ignore[call-arg, arg-type]
+    with pytest.raises(AppError, match="SessionMiddleware failed: TypeError") as raised:
+        find_middleware(app)
+    assert "add_middleware" in raised.value.do
+    assert SECRET not in raised.value.what + raised.value.do
 
 
 def test_two_are_counted() -> None:

@@ -85,7 +85,10 @@ def test_a_good_folder_needs_no_word() -> None:
         ({"mode": 0o750}, "the folder's permissions are 0750"),
         ({"mode": 0o702}, "the folder's permissions are 0702"),
         ({"owner": "eve"}, "the folder belongs to eve"),
-        ({"file_system": "tmpfs", "durable_asked": True}, "durable=true on tmpfs"),
+        (
+            {"file_system": "tmpfs", "durable_asked": True, "durable": True},
+            "durable=true on tmpfs",
+        ),
         ({"disk_free": 200 << 20}, "the disk has 200 MiB left"),
         (
             {"is_reserved": False, "file_system": "btrfs", "disk_free": 1 << 30, "size": 2 << 30},
@@ -109,6 +112,9 @@ def test_a_folder_with_a_flaw(change: dict[str, Any], what: str) -> None:
         ({"layout": 2}, "error", "layout 2, and this release reads 1"),
         ({"layout": None}, "warning", "state.json is missing"),
         ({"boot_id_fits": False}, "warning", "the system restarted"),
+        ({"durable": True}, "warning", "set, and the store was last used with durable=true"),
+        ({"durable_asked": True}, "warning", "makes it durable=true"),
+        ({"durable": True, "is_open": True}, "error", "another process has the store open"),
     ],
 )
 def test_a_store_that_is_not_to_be_opened(change: dict[str, Any], severity: str, what: str) -> None:
@@ -119,7 +125,7 @@ def test_a_store_that_is_not_to_be_opened(change: dict[str, Any], severity: str,
     assert what in text
 
 
-@pytest.mark.parametrize("change", [{"is_clean": True}, {"durable": True}])
+@pytest.mark.parametrize("change", [{"is_clean": True}, {"durable": True, "durable_asked": True}])
 def test_a_store_of_another_boot_that_can_be_trusted(change: dict[str, Any]) -> None:
     assert of_place(replace(FACTS, boot_id_fits=False, **change)) == []
 

@@ -95,6 +95,8 @@ class SessionProvider:
             self.is_started = True
             _started.add(self)
             log.info("sessions are kept in %s", self.grid.where)
+            files = ", ".join(self.settings.files)
+            log.info("settings are read from %s", files or "no file")
         self.work()  # it sweeps from now on, also where no request ever takes a lock
 
     async def close(self) -> None:

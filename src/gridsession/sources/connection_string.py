@@ -81,13 +81,16 @@ class OtherAddress:
     Attributes:
         scheme: in lower case.
         notes: what was accepted and has no effect; nothing.
+        is_url: two slashes follow the scheme. Without them, what was taken for a scheme may be a
+            user's name before a password, and is not shown.
     """
 
     scheme: str
     notes: tuple[str, ...] = ()
+    is_url: bool = False
 
     def __repr__(self) -> str:
-        return f"OtherAddress({self.scheme!r})"
+        return f"OtherAddress({shown(self)!r})"
 
 
 Address = MemoryAddress | EmbeddedAddress | RedisAddress | OtherAddress
@@ -170,9 +173,10 @@ def _other(
 ) -> OtherAddress:
     if not colon or not _SCHEME.fullmatch(scheme):
         raise wrong(f"it has no scheme; {_WRITE}")
+    address = OtherAddress(scheme, is_url=rest.startswith("//"))
     if scheme in offered():
-        return OtherAddress(scheme)
-    if not rest.startswith("//"):
+        return address
+    if not address.is_url:
         # What was taken for a scheme is a host or a user.
         if "@" in rest:
             raise wrong("it has no scheme before user and password; write redis://user:password@…")
@@ -185,7 +189,7 @@ def _other(
         # The scheme itself is not shown: it may be a user's name.
         example = near + (":" if near == "embedded" else "://")
         raise wrong(f"its scheme is unknown; did you mean {example}? There are: {', '.join(_OURS)}")
-    return OtherAddress(scheme)
+    return address
 
 
 # -- embedded -----------------------------------------------------------------------------------
@@ -263,8 +267,8 @@ def shown(address: Address) -> str:
             return f"embedded://{quote(path, errors='surrogateescape')}" if path else "embedded:"
         case RedisAddress():
             return address.shown()
-        case OtherAddress(scheme=scheme):
-            return f"{scheme}:***"
+        case OtherAddress(scheme=scheme, is_url=is_url):
+            return f"{scheme}://***" if is_url else "***"
 
 
 _HOST = r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Za-z:.%_-]*\])(?::[0-9]{1,5})?"

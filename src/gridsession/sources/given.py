@@ -17,7 +17,7 @@ class Given(NamedTuple):
         value: as it was given; text where the source knows nothing but text.
         place: where, in the operator's words: `environment variable GRIDSESSION_TIMEOUT`,
             `gridsession.toml: timeout`, `web.config, line 12: sessionState timeout`. Shown in
-            errors and by `gridsession doctor`; holds no value.
+            errors and by `gridsession doctor`; holds no value. Empty: an argument.
     """
 
     value: object
@@ -35,6 +35,9 @@ class Source:
         connection_strings: the same, of a section for connection strings.
         notes: what was found and cannot be heeded, each with what to do instead, in words and
             without values; they are logged as warnings when the provider starts.
+        file: the absolute path of the file that was found or named; empty where it is none.
+        unreadable: of `app_settings` and `connection_strings`, those that are there and whose
+            entries cannot be read, with why and what to do.
     """
 
     name: str
@@ -45,6 +48,8 @@ class Source:
     is_shared: bool = False
     is_text: bool = False
     has_tables: bool = True
+    file: str = field(default="", compare=False)
+    unreadable: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, repr=False)

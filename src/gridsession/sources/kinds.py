@@ -13,7 +13,7 @@ from gridsession.errors import SettingsError
 _NO = ("", "none", "null")
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 _WHOLE = re.compile(r"[+-]?\d{1,18}")
-_NUMBER = re.compile(r"[+-]?\d{1,18}(\.\d{1,18})?")
+_NUMBER = re.compile(r"[+-]?(\d{1,18}(\.\d{1,18})?|\.\d{1,18})")
 # What may be shown of a value that is wrong, for somebody may have put a password into this option:
 # plain words, and a number with its unit.
 _HARMLESS = re.compile(r"[A-Za-z_ .,*/-]{0,40}|[+-]?[0-9][0-9 .,_]{0,20}[A-Za-z]{0,8}")
@@ -191,7 +191,12 @@ class Names:
         return names
 
     def read(self, text: str) -> object:
-        return text
+        return [] if text.lower() in _NO else text
+
+
+def is_quoted(text: str) -> bool:
+    """Whether quotation marks are part of a text, as `docker --env-file` takes them over."""
+    return len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
 
 
 def checked(kind: Kind, name: str, value: object) -> object:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 
 from gridsession.errors import SettingsError
 from gridsession.sources.given import Given, Source
-from gridsession.sources.kinds import Kind, checked, shown, wrong
+from gridsession.sources.kinds import Kind, checked, is_quoted, shown, wrong
 
 # The first is the connection string itself, the others name the place that holds it.
 _STRING, _VARIABLE, _APP_SETTING, _ELEMENT = LOCATIONS = (
@@ -16,6 +17,10 @@ _STRING, _VARIABLE, _APP_SETTING, _ELEMENT = LOCATIONS = (
     "connection_string_app_setting",
     "connection_string_element",
 )
+_TABLES = {_APP_SETTING: "app_settings", _ELEMENT: "connection_strings"}
+# What Kubernetes and Docker set for a service, here with the underscore that ends our prefix.
+_OF_A_SERVICE = re.compile(r".*_(port|service_host|service_port|service_port_.+|port_[0-9]+_.+)")
+_SLIP = 0.85  # likeness to an option's name from which on another name is a slip
 
 
 def resolve(
@@ -50,7 +55,15 @@ def resolve(
 def _checked(kind: Kind, name: str, given: Given, *, is_text: bool) -> object:
     value, place = given
     if is_text and isinstance(value, str):
-        value = kind.read(value.strip())
+        value = value.strip()
+        if is_quoted(value):
+            error = SettingsError(
+                f"{name} cannot be used: it stands in quotation marks, which are part of the value "
+                "(docker --env-file keeps them); remove the quotes",
+                option=name,
+            )
+            raise _set_by(place, error)
+        value = kind.read(value)
     try:
         return checked(kind, name, value)
     except SettingsError as error:
@@ -58,21 +71,41 @@ def _checked(kind: Kind, name: str, given: Given, *, is_text: bool) -> object:
 
 
 def _set_by(place: str, error: SettingsError) -> SettingsError:
-    return SettingsError(f"{error} (set by {place})", option=error.option) if place else error
+    return SettingsError(f"{error} (set by {place or 'an argument'})", option=error.option)
 
 
 def _unknown(name: str, given: Given, source: Source, known: list[str]) -> list[str]:
-    near = difflib.get_close_matches(name, known, n=1)
+    """A note of a name that is no option, where it may be somebody else's."""
+    slip, near = _near(name, known)
+    if source.is_shared and _OF_A_SERVICE.fullmatch(f"_{name}"):
+        slip, near = None, None
+    if source.is_shared and slip is None:
+        meant = f"; did you mean {near!r}?" if near else ""
+        return [f"{given.place} is none of our options, and is not heeded{meant}"]
     shown = repr(name) if len(name) <= 60 else "of such a long name"
-    if source.is_shared and not near:
-        return [f"{given.place} is none of our options, and is not heeded"]
+    near = slip or near
     raise _set_by(
         given.place,
         SettingsError(
             f"there is no option {shown}"
-            + (f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}")
+            + (f"; did you mean {near!r}?" if near else f"; there are: {', '.join(known)}")
         ),
     )
+
+
+def _near(name: str, known: list[str]) -> tuple[str | None, str | None]:
+    """The option of which a name is a slip, and else the one that may be meant."""
+    if len(name) > 64:  # nobody mistyped that; comparing would take its time
+        return None, None
+    joined = name.replace("_", "")
+    slips = [option for option in known if option.replace("_", "") == joined]
+    slips += difflib.get_close_matches(name, known, n=1, cutoff=_SLIP)
+    if slips:
+        return slips[0], None
+    inside = [option for option in known if f"_{option}_" in f"_{name}_"]
+    if inside:  # session_timeout is timeout, however like it is to execution_timeout
+        return None, max(inside, key=len)
+    return None, next(iter(difflib.get_close_matches(name, known, n=1)), None)
 
 
 def _locate(sources: Sequence[Source], environ: Mapping[str, str]) -> Given | None:
@@ -107,7 +140,7 @@ def _found(
     else:
         looked = []
         for source in sources:
-            table = source.app_settings if location == _APP_SETTING else source.connection_strings
+            table: dict[str, Given] = getattr(source, _TABLES[location])
             if name in table:
                 value, entry = table[name]
                 if not isinstance(value, str):
@@ -116,10 +149,11 @@ def _found(
                     )
                 return Given(value, f"{entry}, {named_by}")
             if source.has_tables:
-                looked.append(source.name)
+                why = source.unreadable.get(_TABLES[location])
+                looked.append(source.name + (f" ({why})" if why else ""))
     raise SettingsError(
         f"{location}={shown(location, name)} names nothing that is there: looked in "
         f"{', '.join(looked) or 'no file, for there is none'}"
-        + (f" (set by {place})" if place else ""),
+        f" (set by {place or 'an argument'})",
         option=_STRING,
     )

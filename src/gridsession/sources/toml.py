@@ -12,9 +12,13 @@ _TABLES = ("app_settings", "connection_strings")
 _MOST_BYTES = 1 << 20
 
 
-def read_toml(path: Path) -> Source | None:
+def read_toml(path: Path, name: str = "") -> Source | None:
     """What a TOML file says: options as keys, and the tables `app_settings` and
     `connection_strings`; in a `pyproject.toml` all of it inside of `[tool.gridsession]`.
+
+    Args:
+        path: the file.
+        name: how places and errors call it; its base name by default.
 
     Returns:
         None where a `pyproject.toml` has no such table.
@@ -22,45 +26,61 @@ def read_toml(path: Path) -> Source | None:
     Raises:
         SettingsError: the file cannot be read, or is no TOML; says where.
     """
-    table = _parse(path)
+    file = name or path.name
+    table = _parse(path, file)
     prefix = ""
+    tool = table.get("tool")
     if path.name == "pyproject.toml":
-        tool = table.get("tool")
         if not isinstance(tool, dict) or "gridsession" not in tool:
             return None
         table = tool["gridsession"]
         prefix = "tool.gridsession."
         if not isinstance(table, dict):
-            raise SettingsError(f"{path.name}: tool.gridsession must be a table")
-    source = Source(path.name)
-    for name, value in table.items():
-        place = f"{path.name}: {prefix}{name}"
-        if name not in _TABLES:
-            source.options[name] = Given(value, place)
+            raise SettingsError(f"{file}: tool.gridsession must be a table")
+    elif isinstance(tool, dict) and "gridsession" in tool:
+        raise SettingsError(
+            f"{file}: [tool.gridsession] is for pyproject.toml; leave that line out, and let the "
+            "options stand at the top of this file"
+        )
+    source = Source(file)
+    for key, value in table.items():
+        place = f"{file}: {prefix}{key}"
+        if key not in _TABLES:
+            source.options[key] = Given(value, place)
         elif isinstance(value, dict):
-            named = {key: Given(entry, f"{place}.{key}") for key, entry in value.items()}
-            getattr(source, name).update(named)
+            named = {entry: Given(given, f"{place}.{entry}") for entry, given in value.items()}
+            getattr(source, key).update(named)
         else:
             raise SettingsError(f"{place} must be a table")
     return source
 
 
-def _parse(path: Path) -> dict[str, object]:
+def mentions_us(path: Path) -> bool | None:
+    """Whether `gridsession` stands in a file, be it TOML or not; None where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return b"gridsession" in file.read(_MOST_BYTES)
+    except OSError:
+        return None
+
+
+def _parse(path: Path, name: str) -> dict[str, object]:
     try:
         with path.open("rb") as file:
             data = file.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise SettingsError(f"{path.name} cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # a name with a null character is a ValueError
+        reason = getattr(error, "strerror", None) or "no usable file name"
+        raise SettingsError(f"{name} cannot be read: {reason}") from None
     if len(data) > _MOST_BYTES:
-        raise SettingsError(f"{path.name} is larger than {_MOST_BYTES >> 20} MiB")
+        raise SettingsError(f"{name} is larger than {_MOST_BYTES >> 20} MiB")
     try:
         return tomllib.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise SettingsError(f"{path.name} is not UTF-8, at byte {error.start}") from None
+        raise SettingsError(f"{name} is not UTF-8, at byte {error.start}") from None
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{path.name} is no TOML: {_without_values(error)}") from None
+        raise SettingsError(f"{name} is no TOML: {_without_values(error)}") from None
     except RecursionError:
-        raise SettingsError(f"{path.name} is nested too deeply") from None
+        raise SettingsError(f"{name} is nested too deeply") from None
 
 
 def _without_values(error: tomllib.TOMLDecodeError) -> str:

@@ -14,7 +14,13 @@ from gridsession.errors import SettingsError
 from gridsession.sources import web_config_sections as sections
 from gridsession.sources.given import Given, Source
 from gridsession.sources.web_config_session import session_state
-from gridsession.sources.web_config_values import Reading, did_you_mean, place, shown
+from gridsession.sources.web_config_values import (
+    ANOTHER_FILE,
+    Reading,
+    did_you_mean,
+    place,
+    shown,
+)
 from gridsession.sources.xml import MAX_BYTES, Element, parse
 
 _TOP, _SYSTEM_WEB, _WEB_SERVER = "configuration", "system.web", "system.webServer"
@@ -37,29 +43,37 @@ _ROOTS = (
     "appSettings",
     "connectionStrings",
 )
+_TABLES = {"appSettings": "app_settings", "connectionStrings": "connection_strings"}
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9._~/-]{1,60}")  # what may stand in a line of the log
 
 
-def read(path: Path) -> Source:
+def read(path: Path, name: str = "") -> Source:
     """What a web.config says about sessions.
 
     The root may be one of the sections alone, as documentation shows them.
 
     Args:
         path: the file. Others that it names are looked for from its folder.
+        name: how places and errors call it; its base name by default.
 
     Returns:
         Options, entries for connection strings, and notes of what is not heeded.
 
     Raises:
-        SettingsError: the file or one that it names cannot be read, is no XML or encrypted, or a
-            setting has a value that it cannot have; says where, and shows no value.
+        SettingsError: the file or one that it names cannot be read or is no XML, a section is
+            encrypted that holds more than entries for connection strings, or a setting has a
+            value that it cannot have; says where, and shows no value.
     """
-    root = _load(path)
-    reading = Reading(path.name or str(path))
+    name = name or path.name or str(path)
+    root = _load(path, name)
+    reading = Reading(name)
     found = _Found()
     _look_through(reading, root, found)
-    own = {tag: _resolved(reading, path, section) for tag, section in found.sections.items()}
+    own = {
+        tag: resolved
+        for tag, section in found.sections.items()
+        if (resolved := _resolved(reading, path, section)) is not None
+    }
     if (section := own.get("appSettings")) is not None:
         sections.app_settings(reading, [section, *_other_file(reading, path, section)])
     if (section := own.get("connectionStrings")) is not None:
@@ -189,8 +203,7 @@ def _rule(location: Element) -> str:
 # -- files ----------------------------------------------------------------------------------------
 
 
-def _load(path: Path) -> Element:
-    name = path.name or str(path)
+def _load(path: Path, name: str) -> Element:
     try:
         if path.is_dir():
             reason = "is a folder; name the web.config in it"
@@ -204,9 +217,14 @@ def _load(path: Path) -> Element:
     raise SettingsError(f"{name} {reason}")
 
 
-def _resolved(reading: Reading, web_config: Path, section: Element) -> Element:
-    """The element that holds a section's settings: itself, or the root of its configSource."""
-    _refuse_encrypted(section)
+def _resolved(reading: Reading, web_config: Path, section: Element) -> Element | None:
+    """The element that holds a section's settings: itself, or the root of its configSource.
+
+    Returns:
+        None where it is encrypted and nothing more than noted.
+    """
+    if _is_encrypted(reading, section):
+        return None
     source = section.attributes.pop("configSource", "")
     if not source:
         return section
@@ -224,6 +242,8 @@ def _resolved(reading: Reading, web_config: Path, section: Element) -> Element:
     if not _is_file(path):
         raise SettingsError(f"{where}: there is no such file; upper and lower case differ here")
     root = _root_of(path, section, where)
+    if _is_encrypted(reading, root):
+        return None
     if root.attributes.get("configSource"):
         raise SettingsError(f"{place(root)}: {root.tag} configSource: it stands in one file only")
     return root
@@ -239,6 +259,8 @@ def _other_file(reading: Reading, web_config: Path, section: Element) -> list[El
         reading.note(where, "there is no such file; upper and lower case differ here")
         return []
     root = _root_of(path, section, where)
+    if _is_encrypted(reading, root):
+        return []
     for attribute in ("configSource", "file"):
         if root.attributes.pop(attribute, ""):
             reading.note(
@@ -248,10 +270,9 @@ def _other_file(reading: Reading, web_config: Path, section: Element) -> list[El
 
 
 def _root_of(path: Path, section: Element, where: str) -> Element:
-    root = _load(path)
+    root = _load(path, path.name)
     if root.tag != section.tag:
         raise SettingsError(f"{where}: the root of that file must be {section.tag}")
-    _refuse_encrypted(root)
     return root
 
 
@@ -266,14 +287,32 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _refuse_encrypted(section: Element) -> None:
+def _is_encrypted(reading: Reading, section: Element) -> bool:
+    """Whether nothing in a section can be read; noted where that may well be none of ours.
+
+    Most encrypted sections hold the passwords of databases. Whether the connection string is among
+    them is known when it is looked for.
+    """
     encrypted = any(child.tag == "EncryptedData" for child in section.children)
-    if encrypted or "configProtectionProvider" in section.attributes:
+    if not encrypted and "configProtectionProvider" not in section.attributes:
+        return False
+    where = f"{place(section)}: {section.tag}"
+    what = "is encrypted, for a key of the machine that wrote it"
+    cure = (
+        "decrypt it there (aspnet_regiis -pd), or give the connection string by the environment "
+        "variable GRIDSESSION_CONNECTION_STRING"
+    )
+    if (table := _TABLES.get(section.tag)) is None:
         raise SettingsError(
-            f"{place(section)}: {section.tag} is encrypted, for a key of the machine that wrote "
-            "it: decrypt it there (aspnet_regiis -pd), or leave it out and give the connection "
-            "string by the environment variable GRIDSESSION_CONNECTION_STRING"
+            f"{where} {what}: decrypt it there (aspnet_regiis -pd), or leave it out and set its "
+            "options elsewhere (the connection string by the environment variable "
+            f"GRIDSESSION_CONNECTION_STRING); if this file is to stay as it is, {ANOTHER_FILE}"
         )
+    reading.source.unreadable[table] = f"{where} {what}: {cure}"
+    reading.note(
+        where, f"it {what}, so nothing in it is heeded; if it holds settings of sessions, {cure}"
+    )
+    return True
 
 
 def _spell_as_entries(source: Source) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gridsession.sources.web_config_values import (
+    ANOTHER_FILE,
     COLLECTION,
     MAX_INT,
     SECTION,
@@ -15,6 +16,7 @@ from gridsession.sources.web_config_values import (
     did_you_mean,
     give_all,
     note_all,
+    place,
     same_site,
     shown,
 )
@@ -88,7 +90,10 @@ def _mode(reading: Reading, section: Element, providers: Mapping[str, Element]) 
         provider(reading, _chosen(section, providers))
         return
     if mode in ("StateServer", "SQLServer"):
-        raise attribute.wrong(f"Custom, since there is no {mode} here: {_USE_A_CUSTOM_PROVIDER}")
+        raise attribute.wrong(
+            f"Custom, since there is no {mode} here: {_USE_A_CUSTOM_PROVIDER}; if this file is to "
+            f"stay as it is, {ANOTHER_FILE}"
+        )
     if mode == "Off":
         reading.give(Attribute(section, "mode", "sessionState", "access"), "none")
     else:
@@ -148,6 +153,21 @@ def provider(reading: Reading, entry: Element) -> None:
     )
     give_all(reading, entry, owner, _PROVIDER)
     note_all(reading, entry, owner, _PROVIDER_NOTES)
+    kind = entry.attributes.get("type", "")
+    if kind and not any(name in kind.lower() for name in ("scaleout", "gridsession")):
+        reading.note(
+            Attribute(entry, "type", owner).place,
+            "it is another vendor's provider, whose attributes may mean something else than here; "
+            "gridsession keeps the sessions: look at each attribute, and leave type out",
+        )
+    if not any(name in entry.attributes for name in _LOCATIONS):
+        reading.note(
+            f"{place(entry)}: {owner}",
+            "it names no store, so sessions are kept by embedded:, on each machine for itself, "
+            "unless a stronger source says otherwise; where several machines share sessions, write "
+            "connectionString with the address of their store, or set "
+            'GRIDSESSION_CONNECTION_STRING; for one machine write connectionString="embedded:"',
+        )
 
 
 def _names(attribute: Attribute) -> list[str]:
@@ -173,6 +193,7 @@ _PROVIDER: Table = {
     "namespace": ("namespace", Attribute.text),
     "remoteStores": ("remote_stores", _names),
 }
+_LOCATIONS = [name for name in _PROVIDER if name.startswith("connectionString")]
 _PROVIDER_NOTES = {
     "description": "has no counterpart; write a comment",
     "applicationName": "has no counterpart; namespace sets the sessions of applications apart",

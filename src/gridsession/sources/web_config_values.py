@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from gridsession.errors import SettingsError
-from gridsession.sources.given import Given, Source
+from gridsession.sources.given import CONFIG_VARIABLE, Given, Source
 from gridsession.sources.xml import Element
 
 MAX_NOTES = 200  # a file that earns more is none that anybody wrote
@@ -20,6 +20,8 @@ _MAX_NAME = 64  # characters; of a longer name, only these are shown
 SECTION = ("configSource", "configProtectionProvider")  # every section may have them
 COLLECTION = ("add", "remove", "clear")
 MAX_INT = 2**31 - 1  # .NET's int
+# The way out where this file cannot be changed.
+ANOTHER_FILE = f"name another file by {CONFIG_VARIABLE}: then this one is not read"
 _WHOLE = re.compile(r"[0-9]{1,10}")
 
 

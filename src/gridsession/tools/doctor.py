@@ -20,7 +20,14 @@ from gridsession.errors import GridUnavailable, SessionError, SettingsError
 from gridsession.grids.contract import Grid
 from gridsession.provider import SessionProvider
 from gridsession.settings import SessionSettings, seconds
-from gridsession.sources.connection_string import MemoryAddress, RedisAddress, shown
+from gridsession.sources.connection_string import (
+    Address,
+    EmbeddedAddress,
+    MemoryAddress,
+    OtherAddress,
+    RedisAddress,
+    shown,
+)
 from gridsession.sources.given import CONFIG_VARIABLE
 from gridsession.tools.find_app import AppError, find_middleware, import_app
 from gridsession.tools.findings import of_place, of_settings, of_times
@@ -54,6 +61,8 @@ def examine(
         The report. What is wrong is a finding in it, never an exception.
     """
     report = Report(version("gridsession"))
+    if not _has_folder(report):
+        return report
     with _quiet(report), _config(config if app is not None else None):
         if app is None:
             provider = _from_settings(report, config)
@@ -65,6 +74,21 @@ def examine(
     return report
 
 
+def _has_folder(report: Report) -> bool:
+    """Files of settings, the default store and the application are looked for from there."""
+    try:
+        os.getcwd()  # fails where it was deleted
+        os.stat(".")  # fails where this user may not search it
+    except OSError as error:
+        report.say(
+            "error",
+            f"the working directory cannot be used: {error.strerror}",
+            "run the doctor in the folder from which the server is started, as its user",
+        )
+        return False
+    return True
+
+
 # -- settings ---------------------------------------------------------------------------------
 
 
@@ -74,9 +98,18 @@ def _from_settings(report: Report, config: Path | None) -> SessionProvider | Non
     except SettingsError as error:
         report.say("error", str(error), "mend the setting; the application does not start with it")
         return None
+    except OSError as error:
+        report.say(
+            "error",
+            f"the files of settings cannot be looked for: {error.strerror}",
+            "run the doctor in the folder from which the server is started, as its user",
+        )
+        return None
     _take_settings(report, settings)
     try:
-        return SessionProvider(settings)
+        provider = SessionProvider(settings)
+        _take_namespace(report, provider)
+        return provider
     except SettingsError as error:
         if isinstance(settings.address(), RedisAddress):
             report.say(
@@ -124,17 +157,21 @@ def _from_app(report: Report, app: str) -> SessionProvider | None:
             "mend the setting; until then the server does not start, or answers 500",
         )
         return None
+    _take_namespace(report, found.middleware.provider)
     return found.middleware.provider
+
+
+def _take_namespace(report: Report, provider: SessionProvider) -> None:
+    report.settings = settings_of(provider.settings, provider.namespace)
 
 
 def _take_settings(report: Report, settings: SessionSettings) -> None:
     report.settings = settings_of(settings)
     report.findings += of_settings(settings)
     address = settings.address()
-    report.grid = {"kind": settings.connection_string.partition(":")[0].lower()}
+    report.grid = {"kind": _kind(address)}
     if isinstance(address, RedisAddress):
-        report.grid = {
-            "kind": "redis",
+        report.grid |= {
             "address": shown(address),
             "form": address.kind,
             "tls": address.tls,
@@ -142,6 +179,19 @@ def _take_settings(report: Report, settings: SessionSettings) -> None:
             "service": address.service,
             "min_replicas": address.min_replicas,
         }
+
+
+def _kind(address: Address) -> str:
+    match address:
+        case MemoryAddress():
+            return "memory"
+        case EmbeddedAddress():
+            return "embedded"
+        case RedisAddress():
+            return "redis"
+        case OtherAddress(scheme=scheme, is_url=is_url):
+            # Without the slashes it may be a user's name, or half of a password.
+            return scheme if is_url else "other"
 
 
 # -- the grid ---------------------------------------------------------------------------------

@@ -147,13 +147,24 @@ def _middlewares(app: object) -> Iterator[tuple[SessionMiddleware, SessionSettin
         for declared in _declared(app):
             cls = getattr(declared, "cls", None)
             if isinstance(cls, type) and issubclass(cls, SessionMiddleware):
-                args, kwargs = declared.args, declared.kwargs
-                middleware = cls(_nothing, *args, **kwargs)
-                middleware.place({"type": "lifespan", "app": app})
-                yield middleware, _settings_of(middleware, kwargs)
+                middleware = _made(cls, declared, app)
+                yield middleware, _settings_of(middleware, declared.kwargs)
         app = _attribute(app, "app") or _attribute(app, "middleware_stack")
         if app is None:
             return
+
+
+def _made(cls: type[SessionMiddleware], declared: Any, app: object) -> SessionMiddleware:
+    try:
+        middleware = cls(_nothing, *declared.args, **declared.kwargs)
+        middleware.place({"type": "lifespan", "app": app})
+    except Exception as error:  # its text is another's, and may hold a password
+        raise AppError(
+            f"making the application's {cls.__name__} failed: {type(error).__name__}",
+            "mend what add_middleware or middleware=[…] gives it; the server does not start, or "
+            "answers 500, until then",
+        ) from None
+    return middleware
 
 
 def _declared(app: object) -> list[Any]:
@@ -169,13 +180,15 @@ def _settings_of(
     if provider is not None:
         settings: SessionSettings = provider.settings
         return settings
-    if isinstance(kwargs.get("settings"), SessionSettings):
-        given: SessionSettings = kwargs["settings"]
+    given = kwargs.get("settings")
+    if isinstance(given, SessionSettings):
         return given
+    if given is not None or kwargs.get("provider") is not None:  # whatever they were to say
+        return None
     options: Any = {name: value for name, value in kwargs.items() if name not in _NOT_SETTINGS}
     try:
         return SessionSettings.load(options=options)
-    except SettingsError:
+    except (SettingsError, OSError):
         return None
 
 

@@ -1,8 +1,8 @@
 """An embedded grid's folder, looked at from outside and, once it is open, from inside.
 
 Looking changes nothing. Opening does more than looking: a store that cannot be trusted after a
-restart of the system is moved aside by whoever opens it, and files made anew belong to whoever
-made them. The doctor leaves both to the application.
+restart of the system is moved aside by whoever opens it, it becomes as durable as that one wants
+it, and files made anew belong to whoever made them. The doctor leaves all that to the application.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Facts:
         layout: of the store; None where there is none, or its state.json cannot be read.
         our_layout: that this release reads.
         durable: the store's own; None where there is none.
+        is_open: a process has it open, and as durable as was not asked for; else not looked for.
         boot_id_fits: it was last used since the system started.
         is_clean: the last process that had it open closed it in order.
         is_reserved: its blocks are reserved on the disk.
@@ -67,6 +68,7 @@ class Facts:
     layout: int | None
     our_layout: int
     durable: bool | None = None
+    is_open: bool = False
     boot_id_fits: bool | None = None
     is_clean: bool | None = None
     is_reserved: bool | None = None
@@ -140,7 +142,33 @@ class Facts:
                     "where sessions must outlive that",
                 )
             ]
-        return []
+        return self._other_durable()
+
+    def _other_durable(self) -> list[Finding]:
+        if self.durable is None or self.durable == self.durable_asked:
+            return []
+        its, asked = str(self.durable).lower(), str(self.durable_asked).lower()
+        if self.is_open:
+            return [
+                Finding(
+                    "error",
+                    f"durable={asked} is set, and another process has the store open with "
+                    f"durable={its}; the application does not start beside it. The store was not "
+                    "opened",
+                    "set the same everywhere; to change it, stop all that use the store, then "
+                    "start them",
+                )
+            ]
+        return [
+            Finding(
+                "warning",
+                f"durable={asked} is set, and the store was last used with durable={its}; whoever "
+                f"opens it next makes it durable={asked}. The store was not opened, and nothing "
+                "was measured",
+                f"start the application, if durable={asked} is meant, and run the doctor again; "
+                f"else set durable={its}",
+            )
+        ]
 
     def shown(self) -> dict[str, Any]:
         """For the report, in JSON's types."""
@@ -210,11 +238,31 @@ def look(grid: EmbeddedGrid) -> Facts:
     return replace(
         facts,
         durable=state.durable,
+        is_open=state.durable != place.durable
+        and not (facts.is_foreign or facts.is_network)
+        and _is_open(path),
         boot_id_fits=state.boot_id == read_boot_id(),
         is_clean=state.clean,
         is_reserved=state.write_map,
         size=state.max_size,
     )
+
+
+def _is_open(path: Path) -> bool:
+    """Whether a process has a store open. Asked as those do who open it, which disturbs nobody."""
+    from gridsession.grids.embedded.files import OpenFolder, opening
+
+    if not all((path / name).exists() for name in ("opening", "users")):  # they would be made
+        return False
+    try:
+        with opening(path, 0):
+            folder = OpenFolder(path)
+            try:
+                return not folder.try_alone()
+            finally:
+                folder.close()
+    except GridUnavailable:  # one is about to
+        return True
 
 
 def look_inside(grid: EmbeddedGrid) -> Facts:

@@ -100,12 +100,20 @@ def in_words(time: float) -> str:
     return f"{time * 1e6:.0f} µs" if time < 0.001 else f"{time * 1e3:.1f} ms"
 
 
-def settings_of(settings: SessionSettings) -> list[Setting]:
-    """Every option with its value and its source, secrets redacted."""
-    return [
-        Setting(name, _shown(name, getattr(settings, name)), settings.origin(name))
-        for name in KINDS
-    ]
+def settings_of(settings: SessionSettings, namespace: str | None = None) -> list[Setting]:
+    """Every option with its value in force and its source, secrets redacted.
+
+    Args:
+        settings: as they are set.
+        namespace: the one in force; None where that is not known.
+    """
+    found = {name: (getattr(settings, name), settings.origin(name)) for name in KINDS}
+    if settings.session_cookie is None:
+        found["session_cookie"] = (settings.cookie_name, "worked out")
+    if settings.namespace is None and namespace is not None:
+        source = "default" if namespace == "/" else "where the application is mounted"
+        found["namespace"] = (namespace, source)
+    return [Setting(name, _shown(name, value), source) for name, (value, source) in found.items()]
 
 
 def _shown(name: str, value: object) -> Any:
