@@ -42,9 +42,9 @@ connection_string_environment_variable = "SESSION_STORE"
 ```
 
 A value of the wrong kind, and a name that is none of these options, keep the server from starting,
-with an error that says which one, where it was set and what is allowed. (Of an environment variable
-that is no slip of an option's name there is a warning only: Kubernetes sets `GRIDSESSION_PORT` for a
-service of that name.)
+with an error that says which one, where it was set and what is allowed. (Of an environment
+variable that is no slip of an option's name there is a warning only: Kubernetes sets
+`GRIDSESSION_PORT` for a service of that name.)
 
 ## Where the connection string is
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -170,6 +171,22 @@ def test_a_file_with_holes_is_reserved_at_open(folder: Path) -> None:
         async with opened(folder, size=4 * MIB) as grid:
             assert blocks(data) == (4 * MIB, 4 * MIB)
             assert (await visitor(grid, 1).found()).payload == b"kept"
+
+    asyncio.run(run())
+
+
+def test_lmdbs_lock_file_is_reserved_when_it_is_made_anew(folder: Path) -> None:
+    """LMDB truncates it to its size and reserves nothing: who reads on a full disk would die."""
+
+    async def run() -> None:
+        async with opened(folder):
+            before = blocks(folder / "lock.mdb")
+        for damage in (Path.unlink, lambda path: os.truncate(path, 0)):
+            damage(folder / "lock.mdb")
+            async with opened(folder) as grid:
+                await Visitor(grid).create(b"x")
+                assert blocks(folder / "lock.mdb") == before
+                assert (folder / "lock.mdb").stat().st_mode & 0o777 == 0o600
 
     asyncio.run(run())
 
@@ -590,7 +607,7 @@ def test_files_that_vanish_under_others_are_not_made_anew(folder: Path) -> None:
 
 
 def test_whatever_else_vanishes_nobody_is_alone_beside_another(folder: Path) -> None:
-    """A file that said who has it open was removed, since nobody ever writes to such a file."""
+    """The file that says who has it open was removed, since nobody ever writes to such a file."""
 
     async def run() -> None:
         with Child("hold_open", path=folder) as other:
@@ -598,9 +615,142 @@ def test_whatever_else_vanishes_nobody_is_alone_beside_another(folder: Path) -> 
             for path in folder.iterdir():
                 if path.name not in ("state.json", "data.mdb", "lock.mdb", "gate", "bells"):
                     path.unlink()
+            for _ in range(2):  # nor does the first one leave a file that the second finds free
+                with pytest.raises(GridUnavailable, match="missing in"):
+                    async with opened(folder, size=8 * MIB):
+                        pass
+            other.tell("close")
+            other.says("closed")
+            other.ends()
+        async with opened(folder, size=8 * MIB) as grid:
+            assert store_of(grid).state.max_size == 8 * MIB
+
+    asyncio.run(run())
+
+
+@contextlib.contextmanager
+def locked(path: Path, kind: int) -> Iterator[int]:
+    """Held by somebody else: a `flock` belongs to what was opened, not to a process."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, kind)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("kind", [fcntl.LOCK_EX, fcntl.LOCK_SH])
+def test_a_stranger_who_locks_the_folder_is_in_nobodys_way(folder: Path, kind: int) -> None:
+    """Whoever may list it may lock it: backups, cleaners of temporary folders, anybody."""
+
+    def run() -> None:
+        for size in (4 * MIB, 8 * MIB):
+            with Child("hold_open", path=folder, size=size) as other:
+                assert other.says("open") == f"{size}"  # it grows when alone
+                other.tell("close")
+                other.says("closed")
+                other.ends()
+            assert state_of(folder)["clean"] is True
+
+    folder.mkdir()
+    with locked(folder, kind):
+        run()
+
+
+def test_the_folder_is_held_once_a_stranger_lets_it_go(folder: Path) -> None:
+    async def run() -> None:
+        async with opened(folder) as grid:
+            with pytest.raises(BlockingIOError), locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                pass
+        with locked(folder, fcntl.LOCK_EX) as stranger:
+            async with opened(folder) as grid:
+                fcntl.flock(stranger, fcntl.LOCK_UN)
+                await grid.sweep(1)
+                with pytest.raises(BlockingIOError):
+                    fcntl.flock(stranger, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    asyncio.run(run())
+
+
+def test_a_release_that_holds_users_alone_is_seen(folder: Path) -> None:
+    """As those before did, which are still there while workers are replaced one by one."""
+
+    async def run() -> None:
+        async with opened(folder):
+            assert (folder / "users").stat().st_mode & 0o777 == 0o600
+            users, kind = folder / "users", fcntl.LOCK_EX | fcntl.LOCK_NB
+            with pytest.raises(BlockingIOError), locked(users, kind):
+                pass
+        with locked(folder / "users", fcntl.LOCK_SH):
             async with opened(folder, size=8 * MIB) as grid:
-                assert store_of(grid).state.max_size == 4 * MIB  # it grows when alone
+                assert store_of(grid).state.max_size == 4 * MIB
             assert state_of(folder)["clean"] is False
+
+    asyncio.run(run())
+
+
+def test_who_finds_out_whether_it_is_alone_is_waited_for_and_not_for_ever(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where `opening` was removed, two may find out at once."""
+    pauses: list[float] = []
+
+    async def run() -> None:
+        async with opened(folder):
+            pass
+        with locked(folder / "users", fcntl.LOCK_EX) as another, monkeypatch.context() as patch:
+
+            def sleep(seconds: float) -> None:
+                pauses.append(seconds)
+                if pauses.count(0.005) == 3:
+                    fcntl.flock(another, fcntl.LOCK_UN)
+
+            patch.setattr(time, "sleep", sleep)
+            async with opened(folder) as grid:
+                await Visitor(grid).create(b"x")
+            assert pauses.count(0.005) == 3
+        with locked(folder / "users", fcntl.LOCK_EX), monkeypatch.context() as patch:
+            patch.setattr(time, "monotonic", iter(range(0, 10_000, 4)).__next__)
+            before = len(os.listdir("/proc/self/fd"))
+            with pytest.raises(GridUnavailable, match="being opened by another process"):
+                store.open_store(Place(folder, 4 * MIB, False), 1.0)
+            assert len(os.listdir("/proc/self/fd")) == before
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("how", ["removed", "moved", "emptied"])
+def test_a_store_made_anew_under_another_is_left_alone_by_it(
+    folder: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """Its state was overwritten by the one that closed: of another size, and closed in order."""
+
+    async def run() -> None:
+        async with opened(folder, size=8 * MIB) as grid:
+            if how == "moved":
+                folder.rename(folder.with_name("moved"))
+            elif how == "removed":
+                shutil.rmtree(folder)
+            else:
+                for path in folder.iterdir():
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            with Child("hold_open", path=folder, size=4 * MIB) as other:
+                assert other.says("open") == f"{4 * MIB}"
+                paths = [folder, *folder.rglob("*")]
+                for path in paths:
+                    os.utime(path, (0, 0))
+                for _ in range(2):
+                    store_of(grid)._upkeep_due = 0.0
+                    await grid.sweep(1)
+                await grid.close()
+                assert [path for path in paths if path.stat().st_mtime] == []
+                assert state_of(folder)["max_size"] == 4 * MIB
+                assert state_of(folder)["clean"] is False
+                (line,) = errors(caplog)
+                assert f"lost {folder} while it is in use" in line
+                assert "was not closed in order" in caplog.text
+                async with opened(folder, size=8 * MIB) as another:
+                    assert store_of(another).state.max_size == 4 * MIB
 
     asyncio.run(run())
 
@@ -623,7 +773,7 @@ def test_the_files_of_a_store_in_use_stay_young(folder: Path) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("name", ["state.json", "data.mdb", "lock.mdb", "gate", "bells", ""])
+@pytest.mark.parametrize("name", ["state.json", "data.mdb", "lock.mdb", "gate", "users", ""])
 def test_files_removed_under_a_store_are_told_once(
     folder: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
@@ -648,7 +798,22 @@ def test_files_removed_under_a_store_are_told_once(
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("name", ["data.mdb", "lock.mdb", "bells", "gate"])
+def test_files_that_nobody_misses_are_made_anew_quietly(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        async with opened(folder) as grid:
+            shutil.rmtree(folder / "bells")
+            (folder / "opening").unlink()
+            await grid.sweep(1)
+            assert (folder / "bells").stat().st_mode & 0o777 == 0o700
+            assert (folder / "opening").stat().st_mode & 0o777 == 0o600
+        assert not caplog.records
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("name", ["data.mdb", "lock.mdb", "bells", "gate", "users", "opening"])
 def test_a_missing_file_is_made_anew_when_alone(folder: Path, name: str) -> None:
     async def run() -> None:
         async with opened(folder) as grid:

@@ -319,3 +319,28 @@ def test_the_inherited_environment_is_closed_before_another_is_opened(
             assert store_of(grid).env is inherited
 
     asyncio.run(run())
+
+
+def test_a_store_that_could_not_be_closed_is_inherited_as_the_others(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_LAST_WORDS", 0.01)
+
+    async def run() -> None:
+        async with opened(folder) as grid:
+            left = store_of(grid)
+            await visitor(grid, 1).create(b"0")
+            left.gate.threads.acquire()  # as a thread that does not come out
+        left.gate.threads.release()
+
+        async def work() -> None:
+            assert left.inherited
+            async with opened(folder) as grid:
+                assert await counted(visitor(grid, 1)) == 1
+
+        await ended(fork(work))
+        async with opened(folder) as grid:
+            assert store_of(grid) is left
+            assert await counted(visitor(grid, 1)) == 2
+
+    asyncio.run(run())

@@ -9,6 +9,7 @@ import os
 import random
 import re
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -218,6 +219,20 @@ def test_what_died_inside_while_it_was_alone_is_in_nobodys_way(
     asyncio.run(run())
 
 
+def test_a_process_is_not_in_its_own_way_after_an_exec(folder: Path) -> None:
+    """It was inside when it became another program, and has the same pid now."""
+
+    async def run() -> None:
+        with Child("hold_open", path=folder) as other:
+            other.says("open")
+            with open(folder / "gate", "r+b") as file:
+                file.write(os.getpid().to_bytes(8, sys.byteorder))
+            async with opened(folder, timeout=WAIT) as grid:
+                await Visitor(grid).create(b"x")
+
+    asyncio.run(run())
+
+
 def test_a_closed_gate_is_shut_and_says_so(tmp_path: Path) -> None:
     gate = Gate(tmp_path / "gate", 0.01)
     gate.close()
@@ -325,6 +340,32 @@ def test_a_store_closed_under_its_threads_is_unavailable_to_them(folder: Path) -
                         await call()
             grid._store = None
             grid._bells.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("then", ["opens it again", "ends"])
+def test_a_store_that_could_not_be_closed_is_still_known(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """Opened beside itself, LMDB's locks would be lost; never closed, nobody says it is whole."""
+    monkeypatch.setattr(store, "_LAST_WORDS", 0.01)
+
+    async def run() -> None:
+        async with opened(folder) as grid:
+            left = store_of(grid)
+            await visitor(grid, 1).create(b"0")
+            left.gate.threads.acquire()  # as a thread that does not come out
+        assert '"clean": false' in (folder / "state.json").read_text()
+        left.gate.threads.release()
+        if then == "opens it again":
+            async with opened(folder) as grid:
+                assert store_of(grid) is left
+                assert await counted(visitor(grid, 1)) == 1
+        else:
+            store._close_at_exit()
+        assert '"clean": true' in (folder / "state.json").read_text()
+        assert store._stores == {}
 
     asyncio.run(run())
 

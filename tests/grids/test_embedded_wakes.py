@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import shutil
 import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -13,12 +14,12 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from gridsession.grids.contract import Busy, Missing, QueueFull
+from gridsession.grids.contract import Busy, Granted, Missing, QueueFull
 from gridsession.grids.embedded import EmbeddedGrid, mailbox
 from gridsession.grids.embedded.mailbox import SocketBells
 from gridsession.grids.embedded.place import Place
 from gridsession.grids.memory import MemoryGrid
-from gridsession.testing.contract_hooks import Visitor, a_change, a_claim
+from gridsession.testing.contract_hooks import Visitor, a_change, a_claim, expect
 from tests.grids.embedded_process import Child, memory_folder
 from tests.grids.embedded_words import counted, opened, visitor
 
@@ -73,6 +74,51 @@ def test_a_datagram_wakes_a_waiter_in_another_process(folder: Path) -> None:
                 await there.commit(holder, a_change(b"1"), release=True)
                 assert float(other.says("rung")) < 0.5
                 other.ends()
+
+    asyncio.run(run())
+
+
+def test_bells_removed_while_it_is_open_are_made_anew(folder: Path) -> None:
+    """Sessions that had to wait were unavailable until a restart."""
+
+    async def run() -> None:
+        async with opened(folder) as grid:
+            there, holder = visitor(grid, 1), a_claim()
+            await there.create(b"0", claim=holder)
+            shutil.rmtree(folder / "bells")
+            await there.queued(waits := a_claim())  # in the new folder
+            assert len(os.listdir(folder / "bells")) == 1
+            with Child("wait_for_bell", path=folder, number=1) as other:
+                other.says("queued")
+                await there.commit(holder, a_change(b"1"), release=True)
+                await there.wait(waits)
+                expect(Granted, await there.acquire(waits))
+                await there.release(waits)
+                assert float(other.says("rung")) < 0.5
+                other.ends()
+
+    asyncio.run(run())
+
+
+def test_who_rings_finds_bells_that_were_made_anew(folder: Path) -> None:
+    async def run() -> None:
+        path = folder / "bells"
+        path.mkdir()
+        async with bells_in(path) as sender, bells_in(path) as bells:
+            token = b"t" * 16
+            bells.listen(token)
+            lost = bells.address()
+            before = len(os.listdir("/proc/self/fd"))
+            shutil.rmtree(path)
+            sender.ring_at(lost, token)  # to nobody, and no failure
+            bells.keep_up()
+            address = bells.address()
+            sender.ring_at(address, token)
+            async with asyncio.timeout(5.0):
+                await bells.wait(token, 60.0)
+            assert len(os.listdir("/proc/self/fd")) == before
+            assert os.listdir(path) == [address.decode()]
+        assert os.listdir(path) == []
 
     asyncio.run(run())
 

@@ -58,12 +58,11 @@ class Gate:
         self._own_pid = _PID.pack(os.getpid())  # a forked child opens a gate of its own
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            if os.fstat(self._fd).st_size < _SIZE:
-                os.write(self._fd, bytes(_SIZE))  # real blocks: a full disk is found out here
+            if alone or os.fstat(self._fd).st_size < _SIZE:
+                # Nobody inside, no crowd. Real blocks: a full disk is found out here.
+                os.write(self._fd, bytes(_SIZE))
             self._map = mmap.mmap(self._fd, _SIZE)
-            if alone:
-                self._map[_PID_AT], self._map[_CROWD_AT] = _NOBODY, _ALONE
-            elif self._map[_CROWD_AT] != _CROWD:
+            if not alone and self._map[_CROWD_AT] != _CROWD:
                 self._map[_CROWD_AT] = _JOINED
                 time.sleep(_SETTLING)
         except BaseException:
@@ -141,6 +140,11 @@ class Gate:
             self._is_locked = False
             flock(self._fd, LOCK_UN)
         self._threads.release()
+
+    def forget_own_pid(self) -> None:
+        """Where this process has no other gate there: its pid is of before an `exec`."""
+        if self._map[_PID_AT] == self._own_pid:
+            self._map[_PID_AT] = _NOBODY
 
     def close(self) -> None:
         """Close, with no thread inside but the caller's; whoever comes later finds it shut."""

@@ -205,7 +205,8 @@ class EmbeddedGrid:
     async def sweep(self, limit: int) -> int:
         # Whoever looks here removes what is due in every namespace: one may have no workers left.
         store = await self._opened()
-        store.keep_up()
+        if store.upkeep_is_due:
+            await asyncio.to_thread(store.keep_up)
         self._bells.keep_up()
         due = await self._read(lambda table: table.due(table.now.wall, 1))
         looked_at, part = 0, limit if due else 0

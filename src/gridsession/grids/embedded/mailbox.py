@@ -53,6 +53,7 @@ class SocketBells(Bells):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
+        self._folder = folder
         self._folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         short = Path(f"/proc/self/fd/{self._folder_fd}")
         self._folder_path = short if short.exists() else folder
@@ -83,6 +84,9 @@ class SocketBells(Bells):
         with contextlib.suppress(OSError):
             try:
                 self._out.sendto(token, path)
+            except FileNotFoundError:
+                if self._follow():
+                    self._out.sendto(token, path)
             except BlockingIOError:
                 # Or it is our buffer that is full, of what stopped processes do not take.
                 self._out.close()
@@ -92,8 +96,13 @@ class SocketBells(Bells):
     def keep_up(self) -> None:
         """Touch our sockets: a datagram does not, and old files are removed where it may be."""
         for mailbox in list(self._mailboxes.values()):
-            with contextlib.suppress(OSError):
+            try:
                 os.utime(mailbox.name, dir_fd=self._folder_fd)
+            except FileNotFoundError:  # nobody can ring it: who waits next makes another
+                if mailbox.loop is asyncio.get_running_loop():  # another's is its own to drop
+                    self._drop(self._mailboxes.pop(mailbox.loop))
+            except OSError:
+                continue
 
     def close(self) -> None:
         for mailbox in self._mailboxes.values():
@@ -120,7 +129,11 @@ class SocketBells(Bells):
         inbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             inbox.setblocking(False)
-            inbox.bind(self._path(name))
+            try:
+                inbox.bind(self._path(name))
+            except FileNotFoundError:
+                self._follow()
+                inbox.bind(self._path(name))
         except OSError as error:
             inbox.close()
             raise GridUnavailable(
@@ -130,6 +143,18 @@ class SocketBells(Bells):
         # A context of its own: the request's that waits first would be kept for ever.
         Context().run(loop.add_reader, inbox.fileno(), self._drain, inbox)
         return mailbox
+
+    def _follow(self) -> bool:
+        """To the folder that is there now, if ours was removed; made anew if nobody has done it."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        if os.path.samestat(os.fstat(self._folder_fd), os.stat(self._folder)):
+            return False
+        fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.dup2(fd, self._folder_fd, inheritable=False)  # other threads find it at any moment
+        finally:
+            os.close(fd)
+        return True
 
     def _path(self, name: str) -> str:
         # A socket's address has 107 bytes, and folders may be deep: on Linux this names them short.

@@ -4,11 +4,9 @@
                          the file under the other processes
     gate                 see gate.py
     opening              held while a process opens or closes
+    users                held shared by whoever has the store open; who gets it alone is alone
     state.json           layout, size, boot, and whether the last one out wrote everything
     bells/               sockets of those who wait; see mailbox.py
-
-The folder itself is held shared (`flock`) by whoever has the store open; who gets it alone is
-alone. There is no file for that: where old files are removed, it was, under those who held it.
 
 Without `durable` nothing is flushed to disk while it runs. That is safe against the death of
 processes, since the pages belong to the operating system, and not against the death of that one:
@@ -20,7 +18,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
@@ -36,12 +33,14 @@ from gridsession.errors import GridUnavailable, SettingsError
 from gridsession.grids.contract import SystemClock
 from gridsession.grids.embedded.codec import LAYOUT
 from gridsession.grids.embedded.files import (
+    COMMON,
+    OpenFolder,
     State,
+    files_missing,
     fitting_size,
     opening,
     read_state,
     reserve,
-    try_alone,
     write_state,
 )
 from gridsession.grids.embedded.gate import Gate
@@ -68,8 +67,6 @@ SMALL_BYTES = 4096
 _LONG_READ = 100  # transactions of others; a read takes less than one
 _LOCK_FILE_BYTES = 128 * 1024  # of which LMDB uses 64 bytes a reader
 _LAST_WORDS = 1.0  # seconds for threads to come out of their transactions before it is closed
-# What all must have in common: made anew by a process that joins, it would be its own.
-_COMMON = ("data.mdb", "lock.mdb", "gate", "state.json")
 
 
 class Store:
@@ -93,22 +90,18 @@ class Store:
         self.inherited = False  # in a process forked from the one that opened it
         self._timeout = timeout
         self._boot_id = boot_id
-        self._alone = -1
-        with opening(path, timeout):
-            self._alone = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                alone = try_alone(self._alone)
-                self.state = self._prepare(alone)
-                self.gate = Gate(path / "gate", timeout, alone=alone)
-                try:
-                    self.env = self._open_env()
-                except BaseException:
-                    self.gate.close()
-                    raise
-                fcntl.flock(self._alone, fcntl.LOCK_SH)
-            except BaseException:
-                os.close(self._alone)
-                raise
+        with opening(path, timeout) as end, contextlib.ExitStack() as undo:
+            self._folder = OpenFolder(path)
+            undo.callback(self._folder.close)
+            alone = self._folder.try_alone()
+            self.state = self._prepare(alone)
+            self.gate = Gate(path / "gate", timeout, alone=alone)
+            undo.callback(self.gate.close)
+            self.gate.forget_own_pid()
+            self.env = self._open_env()
+            undo.callback(self.env.close)
+            self._folder.share(end)
+            undo.pop_all()
         self.main = self.env.open_db()
         pages = self.state.max_size // PAGE
         self._reserve = reserve = max(pages * 5 // 100, _LEAST_RESERVE)
@@ -135,30 +128,25 @@ class Store:
             self.roomy_until = transaction.id() + self._reserve // (2 * _PAGES_A_WRITE)
         return bool(in_use <= (self._full_pages if grown_by else self._brim_pages))
 
+    @property
+    def upkeep_is_due(self) -> bool:
+        return time.monotonic() >= self._upkeep_due
+
     def keep_up(self) -> None:
-        """What is to be done once a minute.
+        """What is to be done once a minute, not on an event loop: disks may be slow.
 
         Free the slots of processes that died while reading: what such a reader saw stays in the
         file for as long as its slot does; one made the file grow from 0.1 to 215 MiB. And touch the
         files: some are written to by nobody, and old ones are removed from temporary folders.
         """
-        if time.monotonic() < self._upkeep_due:
-            return
         self._upkeep_due = time.monotonic() + _UPKEEP_SECONDS
         try:
-            with self.reads:  # it is not closed meanwhile
-                self.env.reader_check()
-                folder_is_gone = os.fstat(self._alone).st_nlink == 0
+            with opening_guard:  # it is not closed meanwhile
+                with self.reads:
+                    self.env.reader_check()
+                missing = self._folder.keep_young()
         except lmdb.Error as error:
             raise GridUnavailable(f"the embedded grid failed: {error}") from error
-        missing = [str(self.path)] if folder_is_gone else []
-        for name in () if folder_is_gone else (".", *_COMMON, "opening", "bells"):
-            try:
-                os.utime(self.path / name)
-            except FileNotFoundError:
-                missing.append(name)
-            except OSError:
-                continue  # it belongs to another user, whose process may do it
         if missing and not self._told_missing:
             log.error(
                 "the embedded grid in %s lost %s while it is in use: processes that start now "
@@ -176,17 +164,23 @@ class Store:
             return ""
         return f": process {min(seen)[1]} is inside a read and does not come out (stopped?)"
 
-    def close(self) -> None:
-        """Close; the last one out writes everything to disk and says so in state.json."""
-        if self._all_are_out():
-            self._close()
-        else:  # as if the process died here
+    def close(self) -> bool:
+        """Close; the last one out writes everything to disk and says so in state.json.
+
+        False if it had to be left open: at exit, that is as if the process died there.
+        """
+        ours = self._folder.is_ours()
+        is_closed = self._all_are_out()
+        if is_closed:
+            self._close(ours)
+        else:
             log.warning(
                 "the embedded grid in %s was not closed: a thread is in the middle of it", self.path
             )
         # At exit nobody has closed the grids, whose sockets these are.
-        for mailbox in (self.path / "bells").glob(f"{os.getpid()}.*"):
+        for mailbox in (self.path / "bells").glob(f"{os.getpid()}.*") if ours else ():
             mailbox.unlink(missing_ok=True)
+        return is_closed
 
     def _all_are_out(self) -> bool:
         """Hold off the other threads. At exit those with an event loop of their own still run.
@@ -200,10 +194,12 @@ class Store:
             self.gate.threads.release()
         return False
 
-    def _close(self) -> None:
+    def _close(self, ours: bool) -> None:
         try:
+            if not ours:  # what we would write there is not true of what others have there
+                raise GridUnavailable("it was removed, moved or made anew")
             with opening(self.path, self._timeout):
-                last = try_alone(self._alone)
+                last = self._folder.try_alone()
                 if last and not self.state.durable:
                     self.env.sync(True)
                 self.env.close()
@@ -213,14 +209,14 @@ class Store:
             log.warning("the embedded grid in %s was not closed in order: %s", self.path, error)
         self.env.close()
         self.gate.close()  # its thread lock stays taken: nobody begins a transaction any more
-        os.close(self._alone)
+        self._folder.close()
         self.reads.release()  # to find it closed
 
     def become_inherited(self) -> None:
         """In a forked child, at once: a lock outlasts its holder where a child keeps it open."""
         self.inherited = True
         self.gate.abandon()
-        os.close(self._alone)
+        self._folder.close()
 
     def forsake(self) -> None:
         """In a forked child, before it opens its own: let go of what is the parent's."""
@@ -238,11 +234,8 @@ class Store:
                 f"the embedded grid in {path} has layout {state.layout}, and this release reads "
                 f"{LAYOUT}: another release of gridsession wrote it; it was left alone"
             )
-        if not alone and (state is None or not all((path / name).exists() for name in _COMMON)):
-            raise GridUnavailable(
-                f"files are missing in {path}, which is in use; stop all processes that use it, "
-                "then start them"
-            )
+        if not alone and (state is None or not all((path / name).exists() for name in COMMON)):
+            raise files_missing(path)
         if state is None and data.exists():
             self._move_aside("its state.json is missing or unreadable")
         torn = state is not None and not state.clean and not state.durable
@@ -267,6 +260,9 @@ class Store:
                 write_state(path, opened)
             state = opened
         if alone:
+            (path / "lock.mdb").touch(mode=0o600)  # LMDB would make it, but reserve no blocks
+            with open(path / "lock.mdb", "r+b") as file:
+                reserve(file.fileno(), _LOCK_FILE_BYTES, path)
             shutil.rmtree(path / "bells", ignore_errors=True)
         (path / "bells").mkdir(mode=0o700, exist_ok=True)
         return state
@@ -379,12 +375,14 @@ def open_store(place: Place, timeout: float, boot_id: int | None = None) -> Stor
 
 
 def close_store(store: Store) -> None:
-    """Give a store back; the last user of this process closes it."""
+    """Give a store back; the last user of this process closes it.
+
+    One that has to be left open is still known: to the next who opens it, to forks, and at exit.
+    """
     with opening_guard:
         store.users -= 1
-        if store.users == 0 and _stores.get(store.path) is store:
+        if store.users == 0 and _stores.get(store.path) is store and store.close():
             del _stores[store.path]
-            store.close()
 
 
 def _close_at_exit() -> None:
