@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import logging
 import re
 import sys
 import traceback
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -858,3 +860,37 @@ async def test_what_a_handler_raises_arrives_as_it_is(grid: Spy, depth: int) -> 
         answer = await browser.ask()
         assert answer.body == b"sorry"
         assert [str(error) for error in (*seen, answer.error)] == ["the real one"] * 2
+
+
+@pytest.mark.parametrize("swallows", [True, False])
+@in_loop
+async def test_a_replaced_response_keeps_nothing_until_the_next_collection(
+    grid: Spy, swallows: bool
+) -> None:
+    """While a grid is away every request has one."""
+    kept: list[weakref.ref[Any]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        mine = Response()  # known to this frame, as the session is
+        kept.append(weakref.ref(mine))
+        scope["session"]["bad"] = object()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            await send({"type": "http.response.body", "body": b"x"})
+        except OSError:
+            if not swallows:
+                raise
+
+    async with provider_on(grid) as provider:
+        browser = Browser(SessionMiddleware(app, provider=provider), provider)
+        browser.cookie = await stored(provider, n=0)
+        gc.collect()
+        gc.disable()
+        try:
+            answer = await browser.ask()
+            assert answer.status == 500
+            del answer
+            await asyncio.sleep(0)
+            assert [there for there in kept if there() is not None] == []
+        finally:
+            gc.enable()

@@ -199,7 +199,7 @@ class SessionMiddleware:
                 if isinstance(receive, Replay):
                     receive.drop()
                 visit.cookie_can_be_sent = False
-                exchange.left = True
+                exchange.leave()
                 try:
                     if not exchange.started:
                         await visit.discard()

@@ -57,6 +57,12 @@ class Exchange:
         self.left = False
         self.failed: OSError | None = None
 
+    def leave(self) -> None:
+        """Told when the application returns, or fails."""
+        self.left = True
+        if self.failed is not None:  # raised meanwhile, it knows frames that know it
+            self.failed.with_traceback(None)
+
     async def receive(self) -> Message:
         if self.failed:
             return {"type": "http.disconnect"}

@@ -174,7 +174,7 @@ class SocketBells(Bells):
         if not mailbox.loop.is_closed():
             mailbox.loop.remove_reader(mailbox.socket.fileno())
         mailbox.socket.close()
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # gone, or a disk that is read-only now
             os.unlink(mailbox.name, dir_fd=self._folder_fd)
 
     def _sweep(self) -> None:
