@@ -6,14 +6,12 @@ import asyncio
 import os
 from collections.abc import Iterator
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gridsession.errors import SessionClosed
 from gridsession.identity import ID_BYTES, Identity, new_id, parse_id
+from gridsession.provider.task_turns import TaskTurns
 from gridsession.session import Session
-
-if TYPE_CHECKING:
-    from gridsession.provider.blocks import TaskTurns
 
 
 class Cookie(Enum):

@@ -22,9 +22,10 @@ from gridsession.grids.contract import (
     Gone,
     LockLost,
 )
-from gridsession.provider.blocks import TaskTurns, blocks_around, exclusive
+from gridsession.provider.blocks import blocks_around, exclusive
 from gridsession.provider.no_session import NoSession
 from gridsession.provider.storing import Storing
+from gridsession.provider.task_turns import TaskTurns
 from gridsession.session import Phase, Session
 
 # Looked at several times a request, and an Enum's members are slow to find.
