@@ -28,7 +28,7 @@ from gridsession.sources.kinds import (
     checked,
     wrong,
 )
-from gridsession.sources.resolve import resolve
+from gridsession.sources.resolve import resolve, set_by
 
 _DAY = 86_400.0
 MAX_TIMEOUT = 3650 * _DAY  # seconds
@@ -284,8 +284,7 @@ class SessionSettings:
         except SettingsError as error:
             if error.option not in values:
                 raise
-            place = values[error.option].place or "an argument"
-            raise SettingsError(f"{error} (set by {place})", option=error.option) from None
+            raise set_by(values[error.option].place, error) from None
         put = object.__setattr__
         places = {name: place for name, (_, place) in values.items()}
         put(settings, "_places", {**settings._places, **places})

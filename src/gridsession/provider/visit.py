@@ -18,10 +18,7 @@ from gridsession.errors import (
     SessionReadOnly,
     SessionReplaced,
 )
-from gridsession.grids.contract import (
-    Gone,
-    LockLost,
-)
+from gridsession.grids.contract import Gone, LockLost
 from gridsession.provider.blocks import blocks_around, exclusive
 from gridsession.provider.no_session import NoSession
 from gridsession.provider.storing import Storing

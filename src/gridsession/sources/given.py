@@ -8,6 +8,11 @@ from typing import NamedTuple
 
 PREFIX = "GRIDSESSION_"  # of an option's name where other programs' names stand beside it
 CONFIG_VARIABLE = "GRIDSESSION_CONFIG"  # names a file of settings
+# Which table of a `Source` an entry is looked for in that an option names.
+TABLES = {
+    "connection_string_app_setting": "app_settings",
+    "connection_string_element": "connection_strings",
+}
 
 
 class Given(NamedTuple):
@@ -22,6 +27,15 @@ class Given(NamedTuple):
 
     value: object
     place: str
+
+
+def options_among(named: Mapping[str, Given]) -> dict[str, Given]:
+    """Our options among the names of other programs: `GRIDSESSION_TIMEOUT` is `timeout`."""
+    return {
+        name.removeprefix(PREFIX).lower(): given
+        for name, given in named.items()
+        if name.startswith(PREFIX) and name != CONFIG_VARIABLE
+    }
 
 
 @dataclass
@@ -71,9 +85,5 @@ class FrameworkSettings:
             for key, value in self.values.items()
             if isinstance(key, str)
         }
-        options = {
-            key.removeprefix(PREFIX).lower(): given
-            for key, given in everything.items()
-            if key.startswith(PREFIX) and key != CONFIG_VARIABLE
-        }
+        options = options_among(everything)
         return Source(self.name, options, everything, everything, is_shared=True)

@@ -7,17 +7,15 @@ import re
 from collections.abc import Mapping, Sequence
 
 from gridsession.errors import SettingsError
-from gridsession.sources.given import Given, Source
+from gridsession.sources.given import TABLES, Given, Source
 from gridsession.sources.kinds import Kind, checked, is_quoted, shown, wrong
 
 # The first is the connection string itself, the others name the place that holds it.
-_STRING, _VARIABLE, _APP_SETTING, _ELEMENT = LOCATIONS = (
+_STRING, _VARIABLE, *_ = LOCATIONS = (
     "connection_string",
     "connection_string_environment_variable",
-    "connection_string_app_setting",
-    "connection_string_element",
+    *TABLES,
 )
-_TABLES = {_APP_SETTING: "app_settings", _ELEMENT: "connection_strings"}
 # What Kubernetes and Docker set for a service, here with the underscore that ends our prefix.
 _OF_A_SERVICE = re.compile(r".*_(port|service_host|service_port|service_port_.+|port_[0-9]+_.+)")
 _SLIP = 0.85  # likeness to an option's name from which on another name is a slip
@@ -62,15 +60,16 @@ def _checked(kind: Kind, name: str, given: Given, *, is_text: bool) -> object:
                 "(docker --env-file keeps them); remove the quotes",
                 option=name,
             )
-            raise _set_by(place, error)
+            raise set_by(place, error)
         value = kind.read(value)
     try:
         return checked(kind, name, value)
     except SettingsError as error:
-        raise _set_by(place, error) from None
+        raise set_by(place, error) from None
 
 
-def _set_by(place: str, error: SettingsError) -> SettingsError:
+def set_by(place: str, error: SettingsError) -> SettingsError:
+    """An error with the place where its option was set; empty: an argument."""
     return SettingsError(f"{error} (set by {place or 'an argument'})", option=error.option)
 
 
@@ -84,7 +83,7 @@ def _unknown(name: str, given: Given, source: Source, known: list[str]) -> list[
         return [f"{given.place} is none of our options, and is not heeded{meant}"]
     shown = repr(name) if len(name) <= 60 else "of such a long name"
     near = slip or near
-    raise _set_by(
+    raise set_by(
         given.place,
         SettingsError(
             f"there is no option {shown}"
@@ -140,7 +139,7 @@ def _found(
     else:
         looked = []
         for source in sources:
-            table: dict[str, Given] = getattr(source, _TABLES[location])
+            table: dict[str, Given] = getattr(source, TABLES[location])
             if name in table:
                 value, entry = table[name]
                 if not isinstance(value, str):
@@ -149,11 +148,13 @@ def _found(
                     )
                 return Given(value, f"{entry}, {named_by}")
             if source.has_tables:
-                why = source.unreadable.get(_TABLES[location])
+                why = source.unreadable.get(TABLES[location])
                 looked.append(source.name + (f" ({why})" if why else ""))
-    raise SettingsError(
-        f"{location}={shown(location, name)} names nothing that is there: looked in "
-        f"{', '.join(looked) or 'no file, for there is none'}"
-        f" (set by {place or 'an argument'})",
-        option=_STRING,
+    raise set_by(
+        place,
+        SettingsError(
+            f"{location}={shown(location, name)} names nothing that is there: looked in "
+            f"{', '.join(looked) or 'no file, for there is none'}",
+            option=_STRING,
+        ),
     )

@@ -6,9 +6,8 @@ import tomllib
 from pathlib import Path
 
 from gridsession.errors import SettingsError
-from gridsession.sources.given import Given, Source
+from gridsession.sources.given import TABLES, Given, Source
 
-_TABLES = ("app_settings", "connection_strings")
 _MOST_BYTES = 1 << 20
 
 
@@ -45,7 +44,7 @@ def read_toml(path: Path, name: str = "") -> Source | None:
     source = Source(file)
     for key, value in table.items():
         place = f"{file}: {prefix}{key}"
-        if key not in _TABLES:
+        if key not in TABLES.values():
             source.options[key] = Given(value, place)
         elif isinstance(value, dict):
             named = {entry: Given(given, f"{place}.{entry}") for entry, given in value.items()}

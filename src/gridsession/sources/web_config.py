@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gridsession.errors import SettingsError
 from gridsession.sources import web_config_sections as sections
-from gridsession.sources.given import Given, Source
+from gridsession.sources.given import TABLES, Given, Source
 from gridsession.sources.web_config_session import session_state
 from gridsession.sources.web_config_values import (
     ANOTHER_FILE,
@@ -317,10 +317,8 @@ def _is_encrypted(reading: Reading, section: Element) -> bool:
 
 def _spell_as_entries(source: Source) -> None:
     """Spell the name of the connection string's entry as the entry does: cases are one there."""
-    for option, entries in (
-        ("connection_string_app_setting", source.app_settings),
-        ("connection_string_element", source.connection_strings),
-    ):
+    for option, table in TABLES.items():
+        entries: dict[str, Given] = getattr(source, table)
         if (given := source.options.get(option)) is None or given.value in entries:
             continue
         name = str(given.value).lower()

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import tomli_w
 
-from gridsession.sources.given import Given, Source
-
-_TABLES = {  # whose entries an option may name
-    "connection_string_app_setting": "app_settings",
-    "connection_string_element": "connection_strings",
-}
+from gridsession.sources.given import TABLES, Given, Source
 
 
 def to_toml(source: Source) -> str:
@@ -25,7 +20,7 @@ def to_toml(source: Source) -> str:
         TOML, which holds what is secret wherever the source does; its comments hold no values.
     """
     document: dict[str, object] = {name: given.value for name, given in source.options.items()}
-    for option, table in _TABLES.items():
+    for option, table in TABLES.items():
         entries: dict[str, Given] = getattr(source, table)
         name = document.get(option)
         if isinstance(name, str) and name in entries:

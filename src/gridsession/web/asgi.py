@@ -88,6 +88,7 @@ class SessionMiddleware:
                 if settings is None:
                     settings = SessionSettings.load(options=options)
                 provider = SessionProvider(settings)
+                self._is_placed = settings.namespace is not None
             self.provider = provider
         except SettingsError as error:
             self.error = error
@@ -100,9 +101,7 @@ class SessionMiddleware:
                 f"connection_string or settings: what they ask for failed: {type(error).__name__}"
             )
             return
-        is_ours = settings is not None
         settings = self.provider.settings
-        self._is_placed = not is_ours or settings.namespace is not None
         self._nested = Nested(settings.cookie_name)
         self._reader = CookieReader(settings.cookie_name)
         self._replies.cookie_name = settings.cookie_name
