@@ -26,7 +26,7 @@ def clock() -> ManualClock:
     return ManualClock()
 
 
-@pytest.fixture(params=["memory", "embedded"])
+@pytest.fixture(params=["memory", "embedded", "redis"])
 def grid(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> Iterator[Spy]:
     """Each grid in turn, not yet opened, behind a `Spy`."""
     spy = Spy(make_grid(request.param, tmp_path, clock))
@@ -34,7 +34,7 @@ def grid(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> 
     asyncio.run(spy.inner.close())
 
 
-@pytest.fixture(params=["memory", "embedded"])
+@pytest.fixture(params=["memory", "embedded", "redis"])
 def real_grid(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Spy]:
     """The same, on the machine's clocks."""
     spy = Spy(make_grid(request.param, tmp_path))

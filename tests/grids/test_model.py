@@ -16,6 +16,7 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -26,7 +27,9 @@ from gridsession.grids.embedded.place import Place
 from gridsession.grids.memory import MemoryGrid
 from gridsession.sources.connection_string import MIN_SIZE
 from gridsession.testing import ManualClock
+from tests.clocked_redis import ClockedRedisGrid
 from tests.grids.model import Model, difference
+from tests.redis_server import a_namespace, shared_server
 
 Close = Callable[[], Awaitable[None]]
 Factory = Callable[[ManualClock], Awaitable[tuple[Grid, Close]]]
@@ -51,9 +54,16 @@ async def open_embedded(clock: ManualClock) -> tuple[Grid, Close]:
     return grid, close
 
 
+async def open_redis(clock: ManualClock) -> tuple[Grid, Close]:
+    grid = ClockedRedisGrid(shared_server().url, clock, namespace=a_namespace())
+    await grid.open()
+    return grid, grid.close
+
+
 GRIDS: dict[str, Factory] = {
     "memory": open_memory,
     "embedded": open_embedded,
+    "redis": open_redis,
 }
 
 # Durations are such that no sum of a few of them comes near another: which of two things happens
@@ -82,6 +92,7 @@ rotations = st.sampled_from([None] * 6 + [(n, u) for n in range(6) for u in (Fal
 
 class GridMachine(RuleBasedStateMachine):
     factory: Factory
+    has_two_clocks: bool  # one for deadlines and one for leases: each can be set alone
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,10 +127,10 @@ class GridMachine(RuleBasedStateMachine):
 
     def token(self, key: bytes, which: str | int) -> bytes:
         if isinstance(which, int):
-            return b"token %d of %d" % (which, key[0])
+            return (b"token %d of %d" % (which, key[0])).ljust(16, b".")
         entry = self.model.entries.get(key)
         if entry is None or entry.lock is None:
-            return b"token 0 of %d" % key[0]
+            return (b"token 0 of %d" % key[0]).ljust(16, b".")
         return entry.lock.token
 
     def claim(self, key: bytes, number: int, lease: float, queue_limit: int) -> Claim:
@@ -200,7 +211,7 @@ class GridMachine(RuleBasedStateMachine):
         says_whom_it_met: bool,
     ) -> None:
         # A token is for waiting or for watching.
-        token = b"watch %d of %d" % (number, key[0])
+        token = (b"watch %d of %d" % (number, key[0])).ljust(16, b".")
         claim = Claim(token, f"reader {number}", 1.0, queue_limit)
         which = self.secret(key, secret)
         met = self.met.get((key, token)) if says_whom_it_met else None
@@ -315,7 +326,7 @@ class GridMachine(RuleBasedStateMachine):
 
     @rule(key=keys, number=watch_tokens)
     def stop_watching(self, key: bytes, number: int) -> None:
-        token = b"watch %d of %d" % (number, key[0])
+        token = (b"watch %d of %d" % (number, key[0])).ljust(16, b".")
         self.met.pop((key, token), None)
         expected = self.model.release(key, token)
         self.same(expected, self.run(self.grid.release(key, token)))
@@ -363,6 +374,7 @@ class GridMachine(RuleBasedStateMachine):
             for number in (1, 3):
                 self.acquire(key, "its own", number, lease, 50)
 
+    @precondition(lambda self: self.has_two_clocks)
     @rule(seconds=st.sampled_from([-40.0007, 40.0009]))
     def set_the_wall_clock(self, seconds: float) -> None:
         # Set back, it would bring back what has expired, unless that is gone for good; and what
@@ -390,6 +402,7 @@ class GridMachine(RuleBasedStateMachine):
 def compare(name: str, examples: int, steps: int) -> None:
     class Machine(GridMachine):
         factory = staticmethod(GRIDS[name])
+        has_two_clocks = name != "redis"
 
     run_state_machine_as_test(
         Machine,

@@ -34,7 +34,10 @@ from gridsession.grids.contract import (
 from gridsession.grids.embedded import EmbeddedGrid
 from gridsession.grids.embedded.place import Place
 from gridsession.grids.memory import MemoryGrid
+from gridsession.grids.redis import RedisGrid
 from gridsession.identity import Identity, parse_id
+from tests.clocked_redis import ClockedRedisGrid
+from tests.redis_server import a_namespace, shared_server
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -69,6 +72,11 @@ def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
 
 def make_grid(kind: str, folder: Path, clock: Clock | None = None) -> Grid:
     """A grid by its name, on a clock that a test sets. `durable` is an embedded one."""
+    if kind == "redis":
+        url, namespace = shared_server().url, a_namespace()
+        if clock is not None:
+            return ClockedRedisGrid(url, clock, namespace=namespace)
+        return RedisGrid.from_connection_string(url, namespace=namespace, timeout=2.0)
     if kind == "memory":
         return MemoryGrid(clock)
     return EmbeddedGrid(Place(folder / "grid", 4 << 20, kind == "durable"), clock=clock)

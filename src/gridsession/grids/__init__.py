@@ -17,9 +17,10 @@ def make_grid(connection_string: str, *, namespace: str = "/", timeout: float = 
     """The grid that a connection string names, not yet opened.
 
     Args:
-        connection_string: `memory://`, `embedded:`, `embedded:///path?max_size=…&durable=…`, or
-            a scheme that an installed package offers in the entry-point group
-            `gridsession.grids`: a callable `(connection_string, *, namespace, timeout)`.
+        connection_string: `memory://`, `embedded:`, `embedded:///path?max_size=…&durable=…`,
+            `redis://host:6379/0`, `rediss://…`, `redis+unix://…`, `bootstrapGateways=…`, or a
+            scheme that an installed package offers in the entry-point group `gridsession.grids`:
+            a callable `(connection_string, *, namespace, timeout)`.
         namespace: sets the records of several applications apart.
         timeout: seconds within which a call must have been answered.
 
@@ -29,23 +30,17 @@ def make_grid(connection_string: str, *, namespace: str = "/", timeout: float = 
     address = parse(connection_string, offered=installed_grids)
     scheme, _, rest = connection_string.partition(":")
     scheme = scheme.lower()
-    make = _OURS.get(scheme)
+    make = _redis if isinstance(address, RedisAddress) else _OURS.get(scheme)
     if make is None:
         offered = installed_grids()
         if scheme in offered:
             make = offered[scheme].load()
-        elif isinstance(address, RedisAddress):
-            raise SettingsError(
-                "connection_string: it is well-formed, but this release of gridsession has no grid "
-                "for Redis yet; use embedded: until then",
-                option="connection_string",
-            )
         else:
             # Without the slashes it may be a user's name, before a password.
             shown = repr(scheme) if rest.startswith("//") else "that it names"
             raise SettingsError(
                 f"connection_string: there is no grid for the scheme {shown}; "
-                f"there are: {', '.join(sorted({*_OURS, *offered}))}",
+                f"there are: {', '.join(sorted({*_OURS, 'redis', *offered}))}",
                 option="connection_string",
             )
     grid: Grid = make(connection_string, namespace=namespace, timeout=timeout)
@@ -72,6 +67,19 @@ def _embedded(connection_string: str, *, namespace: str, timeout: float) -> Grid
     return EmbeddedGrid.from_connection_string(
         connection_string, namespace=namespace, timeout=timeout
     )
+
+
+def _redis(connection_string: str, *, namespace: str, timeout: float) -> Grid:
+    try:
+        from gridsession.grids.redis import RedisGrid
+    except ImportError as error:
+        if error.name != "hiredis":
+            raise
+        raise SettingsError(
+            "connection_string: for Redis, run: pip install 'gridsession[redis]'",
+            option="connection_string",
+        ) from None
+    return RedisGrid.from_connection_string(connection_string, namespace=namespace, timeout=timeout)
 
 
 # Imported when asked for: who keeps sessions elsewhere needs no LMDB in memory.

@@ -69,6 +69,11 @@ class Turn(Bearer):
             self._id = session_id
             self._identity = identity
 
+    @property
+    def asks_first(self) -> bool:
+        """The grid is asked before the handler runs; else, only where it stores something."""
+        return self._identity is not None and self.use.access is not _NONE
+
     async def begin(self) -> None:
         """Make the session ready, waiting for its lock where that is needed.
 
@@ -84,7 +89,7 @@ class Turn(Bearer):
     async def ask(self) -> Busy | None:
         """Ask once. None: the session is ready. `Busy`: call `wait` with it, or `leave`."""
         identity, provider, use = self._identity, self._provider, self.use
-        if identity is None or use.access is _NONE:
+        if identity is None or use.access is _NONE:  # as `asks_first`, without the call
             self._make_session(provider.timeout)
             return None
         try:

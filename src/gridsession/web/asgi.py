@@ -161,6 +161,14 @@ class SessionMiddleware:
             return broken
         return None
 
+    async def _start_late(self, visit: Visit) -> None:
+        """Without lifespan, or where the grid was not there at the start."""
+        try:
+            await self.provider.start()
+        except GridUnavailable:
+            if visit.asks_first:  # else it may store nothing, and needs no grid
+                raise
+
     def _say_broken(self, error: SettingsError) -> None:
         if not self._said_broken:
             self._said_broken = True
@@ -176,7 +184,7 @@ class SessionMiddleware:
         try:
             visit = self._visit(scope)
             if not self.provider.is_started and visit.use.access is not _NONE:
-                await self.provider.start()
+                await self._start_late(visit)
             busy = await visit.ask()
             if busy is not None:
                 replay = await self._wait_turn(visit, busy, receive)

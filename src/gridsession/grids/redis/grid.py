@@ -1,0 +1,490 @@
+"""The grid of a farm: records in Redis, changed by scripts that carry the contract's rules."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import struct
+import time
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from gridsession.errors import GridFull, GridUnavailable, SettingsError
+from gridsession.grids.contract import (
+    EXISTS,
+    GONE,
+    LOCK_LOST,
+    MISSING,
+    RELEASED,
+    REMOVED,
+    REPLACED,
+    Busy,
+    Change,
+    Claim,
+    Committed,
+    Exists,
+    Found,
+    Gone,
+    Granted,
+    LockLost,
+    Missing,
+    NewRecord,
+    QueueFull,
+    Released,
+    Removed,
+    Replaced,
+    Snapshot,
+    Version,
+)
+from gridsession.grids.redis import scripts
+from gridsession.grids.redis.health import concerns
+from gridsession.grids.redis.link import Link
+from gridsession.grids.redis.notices import Notices
+from gridsession.grids.redis.ready_client import server_of
+from gridsession.grids.redis.replies import ConnectionLost, Misset, ServerReply, failure
+from gridsession.grids.redis.scripts import Script
+from gridsession.grids.redis.server import CredentialProvider, Server, Word
+from gridsession.sources.connection_string import RedisAddress, parse
+
+PARTS = 64  # of the index of deadlines: what is due at one second lies on several nodes of a farm
+_PARTS_AT_ONCE = 8  # asked together by a sweep
+_MARGIN = 60.0  # seconds that a record outlives its end at the server where ends are not kept
+_token = struct.Struct(">Q")
+
+log = logging.getLogger("gridsession")
+
+
+class _Ends(NamedTuple):
+    """One event loop's connections, and what closes them with it."""
+
+    link: Link
+    notices: Notices
+    until_loop_ends: AsyncGenerator[None]
+
+
+class RedisGrid:
+    """Records in a Redis, shared by every worker of a farm.
+
+    Made by `from_connection_string` or `from_client`. Each event loop that uses it has one
+    connection for calls and, while somebody waits for a lock, a second for notices.
+
+    Args:
+        server: where it is and how to get in.
+        namespace: sets the records of several applications apart.
+        timeout: seconds within which a call must have been answered.
+    """
+
+    def __init__(self, server: Server, *, namespace: str = "/", timeout: float = 1.0) -> None:
+        self._server = server
+        self._timeout = timeout
+        # Without what means something in a name of the server's or in a pattern of its ACLs.
+        self._prefix = b"gs:%b:" % quote(namespace, safe="/").encode()
+        self._flag = self._prefix + b"ends"
+        self._margin = _MARGIN
+        self._by_loop: dict[asyncio.AbstractEventLoop, _Ends] = {}
+        self._is_checked = False
+        self._pid = os.getpid()
+
+    @classmethod
+    def from_connection_string(
+        cls,
+        connection_string: str,
+        *,
+        namespace: str = "/",
+        timeout: float = 1.0,
+        credential_provider: CredentialProvider | None = None,
+    ) -> RedisGrid:
+        """From `redis://`, `rediss://`, `redis+unix://` or `bootstrapGateways=…`.
+
+        Args:
+            credential_provider: asked for user and password at each new connection, with
+                redis-py's interface; the connection string names none then.
+
+        Raises:
+            SettingsError: a part of it is wrong.
+        """
+        address = parse(connection_string)
+        if not isinstance(address, RedisAddress):
+            raise SettingsError(
+                "connection_string: it names no Redis; write redis://host:6379",
+                option="connection_string",
+            )
+        server = Server.at(address, credential_provider)
+        return cls(server, namespace=namespace, timeout=timeout)
+
+    @classmethod
+    def from_client(cls, client: Any, *, namespace: str = "/", timeout: float = 1.0) -> RedisGrid:
+        """With the configuration of a ready `redis.asyncio.Redis`, which itself is not used.
+
+        Its address, credentials, TLS, database and client name are taken over. Its time-outs,
+        retries and pool are not.
+
+        Raises:
+            SettingsError: it is no such client, or leads to a Cluster or by way of Sentinels.
+        """
+        return cls(server_of(client), namespace=namespace, timeout=timeout)
+
+    @property
+    def where(self) -> str:
+        return self._server.where
+
+    async def open(self) -> None:
+        self._leave_parent()
+        link = self._ends().link
+        try:
+            await link.open()
+            await self._read_flag(link)
+            if not self._is_checked:
+                await self._check(link)
+        except Misset as error:
+            raise SettingsError(f"connection_string: {error}", option="connection_string") from None
+        except ServerReply as error:
+            raise self._failed(error) from None
+
+    async def close(self) -> None:
+        self._leave_parent()
+        ends = self._by_loop.pop(asyncio.get_running_loop(), None)
+        if ends is not None:
+            await ends.until_loop_ends.aclose()
+
+    # -- connections ----------------------------------------------------------------------
+
+    def _ends(self) -> _Ends:
+        loop = asyncio.get_running_loop()
+        ends = self._by_loop.get(loop)
+        if ends is None:
+            for dead in [x for x in list(self._by_loop) if x.is_closed()]:
+                self._by_loop.pop(dead, None)
+            link = Link(self._server, timeout=self._timeout)
+            notices = Notices(self._server, timeout=self._timeout)
+            closing = _until_loop_ends(link, notices)
+            with suppress(StopIteration):  # to its yield: from here on the loop knows of it
+                closing.asend(None).send(None)
+            ends = self._by_loop[loop] = _Ends(link, notices, closing)
+        return ends
+
+    def _leave_parent(self) -> None:
+        """In a process that was forked from one that had connections: they are that one's."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            # Kept, not dropped: to collect them would be to close them.
+            self._of_parent = self._by_loop
+            self._by_loop = {}
+
+    async def _check(self, link: Link) -> None:
+        """What cannot heal by itself is an error at the start; what is unwise, a warning."""
+        probe = self._name(bytes(32))
+        refused = await self._run_on(scripts.PERMITTED, probe, self._part(bytes(32)), self._flag)
+        if refused:
+            names = ", ".join(sorted(name.decode() for name in refused))
+            raise Misset(
+                f"{self.where} does not permit its user: {names} (on keys and channels that begin "
+                f"with {self._prefix.decode()}); docs/farm.md has the ACL rule"
+            )
+        if self._is_checked:  # by another request meanwhile
+            return
+        self._is_checked = True
+        try:
+            told = await link.call(b"INFO", b"memory", b"persistence", b"replication")
+        except ServerReply:  # its user may not ask; `doctor` says so
+            return
+        for concern in concerns(told):
+            log.warning("%s: %s", self.where, concern)
+
+    async def _read_flag(self, link: Link) -> bool:
+        """Whether ends of sessions are kept for handlers, and so how long a record has to last."""
+        kept = await link.call(b"GET", self._flag)
+        try:
+            self._margin = _MARGIN if kept is None else max(float(kept), _MARGIN)
+        except ValueError:  # a newer release's
+            self._margin = max(self._margin, 86400.0)
+        return kept is not None
+
+    # -- calls ----------------------------------------------------------------------------
+
+    def _name(self, key: bytes) -> bytes:
+        return b"%b{%b}" % (self._prefix, key)
+
+    def _part(self, key: bytes) -> bytes:
+        return b"%bdue:%d" % (self._prefix, key[0] % PARTS)
+
+    def _run(self, script: Script, key: bytes, *arguments: Word) -> Coroutine[Any, Any, Any]:
+        return self._run_on(script, b"%b{%b}" % (self._prefix, key), *arguments)
+
+    async def _run_on(self, script: Script, name: bytes, *arguments: Word) -> Any:
+        ends = self._by_loop.get(asyncio.get_running_loop()) or self._ends()
+        asked_at = time.monotonic()
+        try:
+            return await ends.link.call(b"EVALSHA", script.sha, b"1", name, *arguments)
+        except ServerReply as error:
+            if not str(error).startswith("NOSCRIPT"):
+                raise self._failed(error) from None
+        except ConnectionLost:
+            pass
+        # Restarted, or its scripts were flushed; or the connection was cut, and nobody knows
+        # whether it was carried out. Every call may be repeated: its tokens say that it is the
+        # same. Once, and within the time that the first had.
+        left = self._timeout - (time.monotonic() - asked_at)
+        try:
+            async with asyncio.timeout(left):
+                return await ends.link.call(b"EVAL", script.source, b"1", name, *arguments)
+        except ServerReply as error:
+            raise self._failed(error) from None
+        except TimeoutError:
+            raise GridUnavailable(
+                f"{self.where} did not answer within {self._timeout:g} s"
+            ) from None
+
+    async def _ask(self, *words: Word) -> Any:
+        try:
+            return await self._ends().link.call(*words)
+        except ServerReply as error:
+            raise self._failed(error) from None
+
+    def _failed(self, error: ServerReply) -> GridUnavailable | GridFull:
+        return failure(self.where, error)
+
+    # -- the contract ---------------------------------------------------------------------
+
+    async def create(
+        self, key: bytes, new: NewRecord, claim: Claim | None = None
+    ) -> Committed | Exists:
+        absolute = new.absolute_timeout
+        lasts = new.timeout if absolute is None else min(new.timeout, absolute)
+        # Ahead of the record: a worker that dies in between leaves an entry without a record, which
+        # the sweeper removes, and no record without an entry. A hint, so this machine's clock will
+        # do.
+        due = self._wall() + lasts
+        entry = (b"ZADD", self._part(key), b"LT", due, key)
+        indexed = self._ends().link.call(*entry)
+        indexed.add_done_callback(_heard)
+        outcome = await self._run(
+            scripts.CREATE,
+            key,
+            self._margin,
+            _token.pack(new.commit_token),
+            new.secret,
+            new.payload,
+            new.timeout,
+            b"" if absolute is None else absolute,
+            b"" if new.user is None else f"1{new.user}",
+            *((b"", b"", 0) if claim is None else (claim.token, claim.holder, claim.lease)),
+            due,
+        )
+        if outcome == scripts.EXISTS:
+            return EXISTS
+        try:
+            await indexed
+        except ConnectionLost:
+            await self._ask(*entry)
+        except ServerReply as error:  # stored, but nobody would sweep it: it has to be told
+            raise GridUnavailable(str(self._failed(error))) from None
+        return _committed(outcome, new.commit_token)
+
+    async def acquire(
+        self, key: bytes, secret: bytes, claim: Claim
+    ) -> Granted | Busy | QueueFull | Replaced | Missing:
+        outcome = await self._run(
+            scripts.ACQUIRE,
+            key,
+            self._margin,
+            claim.token,
+            secret,
+            claim.holder,
+            claim.lease,
+            claim.queue_limit,
+        )
+        if type(outcome) is list and outcome[0] == scripts.GRANTED:
+            self._forget(claim.token)
+            return Granted(_snapshot(outcome))
+        refused = _refused(outcome)
+        if type(refused) is not Busy:
+            self._forget(claim.token)
+        return refused
+
+    async def read(
+        self, key: bytes, secret: bytes, watch: Claim | None = None, seen: bytes | None = None
+    ) -> Found | Busy | QueueFull | Replaced | Missing:
+        if watch is None:
+            outcome = await self._run(scripts.READ, key, secret)
+        else:
+            outcome = await self._run(
+                scripts.WATCH,
+                key,
+                self._margin,
+                watch.token,
+                secret,
+                watch.holder,
+                watch.queue_limit,
+                seen or b"",
+            )
+        found: Found | Busy | QueueFull | Replaced | Missing
+        if type(outcome) is list and outcome[0] == scripts.GRANTED:
+            found = Found(_snapshot(outcome))
+        else:
+            found = _refused(outcome)
+        if watch is not None and type(found) is not Busy:
+            self._forget(watch.token)
+        return found
+
+    async def wait(self, key: bytes, token: bytes, seconds: float) -> None:
+        await self._ends().notices.wait(self._name(key), token, seconds)
+
+    def _forget(self, token: bytes) -> None:
+        """Nobody waits under this token any more."""
+        self._ends().notices.forget(token)
+
+    async def commit(
+        self, key: bytes, token: bytes, change: Change, *, release: bool
+    ) -> Committed | LockLost | Gone:
+        outcome = await self._commit(key, token, change, release, b"0")
+        if type(outcome) is list and outcome[0] == scripts.UNINDEXED:
+            # Ahead of the record, as at its making.
+            await self._ask(b"ZADD", self._part(key), b"LT", outcome[1], key)
+            outcome = await self._commit(key, token, change, release, b"1")
+        if outcome == scripts.LOCK_LOST:
+            return LOCK_LOST
+        if outcome == scripts.GONE_OR_MISSING:
+            return GONE
+        return _committed(outcome, change.commit_token)
+
+    def _commit(
+        self, key: bytes, token: bytes, change: Change, release: bool, indexed: bytes
+    ) -> Coroutine[Any, Any, Any]:
+        rotation = change.rotation
+        return self._run(
+            scripts.COMMIT,
+            key,
+            self._margin,
+            token,
+            _token.pack(change.commit_token),
+            change.timeout,
+            b"" if change.user is None else f"1{change.user}",
+            b"1" if release else b"0",
+            b"" if rotation is None else rotation.secret,
+            b"1" if rotation is not None and rotation.user_changed else b"0",
+            indexed,
+            *(() if change.payload is None else (change.payload,)),
+        )
+
+    async def renew(self, leases: Sequence[tuple[bytes, bytes]], lease: float) -> list[bool]:
+        calls = (self._run(scripts.RENEW, key, self._margin, token, lease) for key, token in leases)
+        return [outcome == scripts.OK for outcome in await asyncio.gather(*calls)]
+
+    async def release(self, key: bytes, token: bytes) -> Released | LockLost | Gone:
+        self._forget(token)
+        outcome = await self._run(scripts.RELEASE, key, self._margin, token)
+        if outcome == scripts.OK:
+            return RELEASED
+        return LOCK_LOST if outcome == scripts.LOCK_LOST else GONE
+
+    async def touch(self, key: bytes) -> bool:
+        return bool(await self._run(scripts.TOUCH, key, self._margin) == scripts.OK)
+
+    async def remove(self, key: bytes, token: bytes | None = None) -> Removed | LockLost | Gone:
+        outcome = await self._run(scripts.REMOVE, key, token or b"")
+        if outcome == scripts.OK:
+            return REMOVED
+        return LOCK_LOST if outcome == scripts.LOCK_LOST else GONE
+
+    async def sweep(self, limit: int) -> int:
+        link = self._ends().link
+        try:
+            if await self._read_flag(link):
+                return 0  # ends are kept for handlers, and this release has none: not ours to take
+            now, looked_at = await self._server_time(link), 0
+            first = random.randrange(PARTS)  # workers do not look at the same ones
+            for some in range(0, PARTS, _PARTS_AT_ONCE):
+                parts = [
+                    b"%bdue:%d" % (self._prefix, (first + some + n) % PARTS)
+                    for n in range(_PARTS_AT_ONCE)
+                ]
+                due = await self._due(link, parts, now, limit - looked_at)
+                await asyncio.gather(*(self._look_at(*entry) for entry in due))
+                looked_at += len(due)
+                if looked_at >= limit:
+                    break
+        except ServerReply as error:
+            raise self._failed(error) from None
+        return looked_at
+
+    async def _server_time(self, link: Link) -> float:
+        seconds, micros = await link.call(b"TIME")
+        return int(seconds) + int(micros) / 1e6
+
+    _wall = staticmethod(time.time)
+
+    async def _due(
+        self, link: Link, parts: list[bytes], now: float, limit: int
+    ) -> list[tuple[bytes, bytes, float]]:
+        """Part, key and score of up to `limit` entries whose second has come."""
+        found = await asyncio.gather(
+            *(
+                link.call(
+                    *(b"ZRANGE", part, b"-inf", now, b"BYSCORE"),
+                    *(b"LIMIT", 0, limit, b"WITHSCORES"),
+                )
+                for part in parts
+            )
+        )
+        due = [
+            (part, key, score)
+            for part, entries in zip(parts, found, strict=True)
+            for key, score in entries
+        ]
+        return due[:limit]
+
+    async def _look_at(self, part: bytes, key: bytes, score: float) -> None:
+        again = await self._run(scripts.SWEEP, key, self._margin)
+        await self._run_on(scripts.INDEX, part, key, repr(score), again)
+
+
+async def _until_loop_ends(link: Link, notices: Notices) -> AsyncGenerator[None]:
+    """Closes both when it is closed, at the latest by its event loop when that ends.
+
+    Test clients make a loop for each request, and nobody tells us of its end.
+    """
+    try:
+        yield
+    finally:
+        notices.close()
+        link.close()
+
+
+def _heard(future: asyncio.Future[Any]) -> None:
+    """Its error was told, though nobody came for it."""
+    if not future.cancelled():
+        future.exception()
+
+
+def _committed(outcome: list[Any], commit_token: int) -> Committed:
+    _, counter, deadline = outcome
+    return Committed(Version(counter, commit_token), deadline)
+
+
+def _snapshot(outcome: list[Any]) -> Snapshot:
+    _, payload, counter, version, created, timeout, deadline, user, replaced, slide_due = outcome
+    return Snapshot(
+        payload,
+        Version(counter, _token.unpack(version)[0]),
+        created,
+        timeout,
+        deadline,
+        None if user is None else user.decode(),
+        replaced == 1,
+        slide_due == 1,
+    )
+
+
+def _refused(outcome: Any) -> Busy | QueueFull | Replaced | Missing:
+    if type(outcome) is list:
+        if outcome[0] == scripts.BUSY:
+            _, holder, held_for, ahead, retry_in, lock = outcome
+            return Busy(holder.decode(), held_for, ahead, retry_in, lock)
+        _, holder, held_for = outcome
+        return QueueFull(holder.decode(), held_for)
+    return REPLACED if outcome == scripts.REFUSED else MISSING

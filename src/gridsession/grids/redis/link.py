@@ -1,0 +1,325 @@
+"""One connection that all coroutines of an event loop share: commands out, replies in, in order.
+
+What is asked within one turn of the event loop leaves in one write. Nobody waits for a connection
+longer than for an answer, and while the server is known to be away nobody waits at all. Written
+here, and not left to a client library, because these calls are what every request pays for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from dataclasses import dataclass
+from ssl import SSLError
+from typing import Any
+
+import hiredis
+
+from gridsession.errors import GridUnavailable
+from gridsession.grids.redis.replies import ConnectionLost, ServerReply, meaning_of
+from gridsession.grids.redis.server import Asker, Server, Word, pack_command, unreachable
+
+MOST_PENDING = 20_000  # calls; a worker with so many under way is not helped by another one
+MOST_UNSENT = 64 << 20  # bytes that the server has not taken yet
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5  # seconds between two tries to connect
+_LOOKS_PER_TIMEOUT = 8  # how often within a timeout is looked for calls that are overdue
+
+log = logging.getLogger("gridsession")
+
+
+@dataclass(slots=True)
+class _Call:
+    """One command under way.
+
+    Attributes:
+        future: its caller's; done before the reply where the caller has gone or waited too long.
+        deadline: the loop's second at which the caller has waited too long.
+    """
+
+    future: asyncio.Future[Any]
+    deadline: float
+
+
+class Link:
+    """A multiplexed connection to one server, made when it is needed and again when it is lost.
+
+    All of it belongs to the event loop that it was made on.
+
+    Args:
+        server: where it leads.
+        timeout: seconds within which a call must have been answered.
+    """
+
+    def __init__(self, server: Server, *, timeout: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._server = server
+        self.timeout = timeout
+        self.name = server.where
+        self._wire: _Wire | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._waiting: deque[tuple[_Call, bytes]] = deque()  # until there is a connection
+        self._looking: asyncio.TimerHandle | None = None  # for calls that wait too long
+        self._why: GridUnavailable | None = None  # why there is none; None while unknown
+        self._is_told = False  # that the connection was lost
+        self._closed = False
+
+    def call(self, *words: Word) -> asyncio.Future[Any]:
+        """Send a command; a future of its reply.
+
+        Raises (from the future, or at once):
+            GridUnavailable: there was no answer in time; it may have been carried out.
+            ConnectionLost: the same; the server may be back at once.
+            ServerReply: the server refused it.
+        """
+        wire = self._wire
+        future = self._loop.create_future()
+        call = _Call(future, self._loop.time() + self.timeout)
+        packed = pack_command(words)
+        if wire is not None:
+            wire.send(call, packed)
+            return future
+        if self._closed:
+            raise GridUnavailable(f"{self.name}: the connection was closed")
+        if self._why is not None:  # known to be away, and somebody is trying already
+            raise type(self._why)(str(self._why))
+        if len(self._waiting) >= MOST_PENDING:
+            raise GridUnavailable(f"{self.name}: too many calls wait for a connection")
+        self._waiting.append((call, packed))
+        if self._looking is None:
+            self._looking = self._loop.call_later(self.timeout / _LOOKS_PER_TIMEOUT, self._look)
+        self._begin_to_connect()
+        return future
+
+    async def open(self) -> None:
+        """Connect, unless that is done. While the server is known to be away: fail at once.
+
+        Raises:
+            GridUnavailable: it cannot be reached, or is not ready.
+            Misset: it refused us, and will.
+        """
+        await self.call(b"PING")
+
+    def close(self) -> None:
+        """Give the connection up; what is under way fails."""
+        self._closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
+        error = GridUnavailable(f"{self.name}: the connection was closed")
+        if self._wire is not None:
+            self._wire.lose(error)
+        self._fail_waiting(error)
+
+    # -- connecting -------------------------------------------------------------------------
+
+    def _begin_to_connect(self) -> None:
+        if self._connecting is None and not self._closed:
+            self._connecting = self._loop.create_task(self._keep_connecting())
+            self._connecting.add_done_callback(self._connected)
+
+    def _connected(self, task: asyncio.Task[None]) -> None:
+        self._connecting = None
+        if task.cancelled():
+            if not self._closed:  # its event loop ends
+                self._fail_waiting(GridUnavailable(f"{self.name}: given up"))
+        elif (error := task.exception()) is not None:
+            self._fail_waiting(GridUnavailable(f"{self.name}: {type(error).__name__}"))
+            raise error
+
+    async def _keep_connecting(self) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                await self._connect_once()
+            except GridUnavailable as error:
+                self._why = error
+                self._tell(error)
+                self._fail_waiting(error)
+            else:
+                return
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # a farm comes back in turn
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _connect_once(self) -> None:
+        wire = await self._server.reach(lambda: _Wire(self), timeout=self.timeout)
+        self._wire, self._why = wire, None
+        if self._is_told:
+            self._is_told = False
+            log.info("%s answers again", self.name)
+        while self._waiting:
+            call, packed = self._waiting.popleft()
+            if not call.future.done():
+                wire.send(call, packed)
+
+    def lost(self, wire: _Wire, error: GridUnavailable) -> None:
+        """Told by a connection that has ended."""
+        if wire is not self._wire:
+            return
+        self._wire = None
+        if self._closed or self._loop.is_closed():
+            return
+        self._tell(error)
+        if not isinstance(error, ConnectionLost):  # silence: until it is heard of, nobody waits
+            self._why = error
+        self._begin_to_connect()
+
+    def _tell(self, error: GridUnavailable) -> None:
+        if not self._is_told:
+            self._is_told = True
+            log.warning("sessions cannot be reached: %s", error)
+
+    def _fail_waiting(self, error: GridUnavailable) -> None:
+        waiting, self._waiting = self._waiting, deque()
+        for call, _ in waiting:
+            if not call.future.done():
+                call.future.set_exception(type(error)(str(error)))
+
+    def _look(self) -> None:
+        self._looking = None
+        now = self._loop.time()
+        while self._waiting and self._waiting[0][0].deadline <= now:
+            call, _ = self._waiting.popleft()
+            if not call.future.done():
+                call.future.set_exception(_overdue(self))
+        if self._waiting:
+            self._looking = self._loop.call_later(self.timeout / _LOOKS_PER_TIMEOUT, self._look)
+
+
+class _Wire(Asker):
+    """One connection, from its making to its loss."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._loop = asyncio.get_running_loop()
+        self._reader = hiredis.Reader()
+        self._transport: asyncio.Transport | None = None
+        self._pending: deque[_Call] = deque()
+        self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
+        self._is_paused = False
+        self._lost: GridUnavailable | None = None
+        self._looking: asyncio.TimerHandle | None = None
+        self._heard_at = 0.0  # the loop's second at which something came
+
+    def ask(self, *words: Word) -> asyncio.Future[Any]:
+        """A command of the greeting; its caller bounds the time."""
+        future = self._loop.create_future()
+        self.send(_Call(future, float("inf")), pack_command(words))
+        return future
+
+    def send(self, call: _Call, packed: bytes) -> None:
+        if self._lost is not None:
+            call.future.set_exception(type(self._lost)(str(self._lost)))
+            return
+        if len(self._pending) >= MOST_PENDING or self._unsent_bytes > MOST_UNSENT:
+            call.future.set_exception(
+                GridUnavailable(f"{self._link.name} does not keep up with what it is asked")
+            )
+            return
+        if not self._unsent and not self._is_paused:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(packed)
+        self._unsent_bytes += len(packed)
+        self._pending.append(call)
+        if self._looking is None:
+            self._look_later()
+
+    def _flush(self) -> None:
+        unsent = self._unsent
+        if self._transport is None or self._is_paused or not unsent:
+            return
+        self._unsent = []
+        self._unsent_bytes = 0
+        self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
+
+    # -- asyncio.Protocol -----------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        if self._lost is not None:
+            transport.abort()
+        self._flush()
+
+    def pause_writing(self) -> None:
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        self._is_paused = False
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        self._heard_at = self._loop.time()
+        reader, pending = self._reader, self._pending
+        reader.feed(data)
+        try:
+            while (reply := reader.gets()) is not False:
+                if type(reply) is hiredis.PushNotification:  # never a reply to anything
+                    continue
+                future = pending.popleft().future
+                if type(reply) is hiredis.ReplyError:
+                    self._refused(future, str(reply))
+                elif not future.done():  # else its caller has gone: the reply is dropped here
+                    future.set_result(reply)
+        except (hiredis.ProtocolError, IndexError):
+            self.lose(GridUnavailable(f"{self._link.name} does not speak Redis's protocol"))
+
+    def eof_received(self) -> None:
+        self.lose(ConnectionLost(f"{self._link.name} closed the connection"))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        lost = ConnectionLost(f"{self._link.name}: the connection was lost")
+        # A certificate of ours that it does not accept comes to light only now.
+        self.lose(unreachable(self._link.name, error) if isinstance(error, SSLError) else lost)
+
+    def _refused(self, future: asyncio.Future[Any], reply: str) -> None:
+        if not future.done():
+            future.set_exception(ServerReply(reply))
+        meaning = meaning_of(reply)
+        if meaning.ends:
+            self.lose(ConnectionLost(f"{self._link.name} {meaning.text}"))
+
+    def lose(self, error: GridUnavailable) -> None:
+        """End it: what is under way fails, and may have been carried out."""
+        if self._lost is not None:
+            return
+        self._lost = error
+        if self._looking is not None:
+            self._looking.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+        pending, self._pending = self._pending, deque()
+        self._unsent.clear()
+        for call in pending:
+            if not call.future.done():
+                call.future.set_exception(type(error)(str(error)))
+        self._link.lost(self, error)
+
+    # -- calls that are overdue -----------------------------------------------------------
+
+    def _look_later(self) -> None:
+        delay = self._link.timeout / _LOOKS_PER_TIMEOUT
+        self._looking = self._loop.call_later(delay, self._look)
+
+    def _look(self) -> None:
+        """One timer for all calls: a time-out of its own would double what a call costs."""
+        self._looking = None
+        now = self._loop.time()
+        overdue = False
+        for call in self._pending:  # in the order of their deadlines
+            if call.deadline > now:
+                break
+            overdue = True
+            if not call.future.done():
+                call.future.set_exception(_overdue(self._link))
+        if overdue and now - self._heard_at >= self._link.timeout:
+            self.lose(GridUnavailable(f"{self._link.name} has stopped answering"))
+        elif self._pending:
+            self._look_later()
+
+
+def _overdue(link: Link) -> GridUnavailable:
+    return GridUnavailable(f"{link.name} did not answer within {link.timeout:g} s")

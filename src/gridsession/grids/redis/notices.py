@@ -1,0 +1,228 @@
+"""Bells through the server: a channel for each record that somebody waits for.
+
+On a connection of its own, since a server cuts off who does not take his notices in time, and
+only while somebody waits. A notice says nothing but "ask again", and a lost one costs a safety
+poll: whatever fails here is answered by waiting without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+import hiredis
+
+from gridsession.errors import GridUnavailable
+from gridsession.grids.bells import Bells
+from gridsession.grids.redis.replies import ConnectionLost, ServerReply
+from gridsession.grids.redis.server import Asker, Server, Word, pack_command
+
+TOKEN_BYTES = 16
+_IDLE_SECONDS = 10.0  # without anybody who waits, before the connection is closed
+
+
+class Notices:
+    """Who waits on this event loop, and for which channels.
+
+    Args:
+        server: where the connection leads.
+        timeout: seconds within which a subscription must have been confirmed.
+    """
+
+    def __init__(self, server: Server, *, timeout: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._server = server
+        self._timeout = timeout
+        self._bells = Bells()
+        self._channels: dict[bytes, set[bytes]] = {}  # tokens, by channel
+        self._channel_of: dict[bytes, bytes] = {}
+        self._ears: _Ears | None = None
+        self._connecting: asyncio.Task[_Ears] | None = None
+        self._closing: asyncio.TimerHandle | None = None
+
+    async def wait(self, channel: bytes, token: bytes, seconds: float) -> None:
+        """Return at a notice for `token`, or after `seconds`; at once where it begins to listen:
+        what was told before then was told to nobody.
+        """
+        begins = token not in self._channel_of
+        if begins:
+            self._channel_of[token] = channel
+            self._channels.setdefault(channel, set()).add(token)
+            self._bells.listen(token)
+            if self._closing is not None:
+                self._closing.cancel()
+                self._closing = None
+        ears = self._ears
+        if ears is None or not ears.hears(channel):
+            with suppress(GridUnavailable, TimeoutError, ServerReply):
+                async with asyncio.timeout(min(seconds, self._timeout)):
+                    ears = await self._listening()
+                    await ears.subscribe(channel)
+                return
+        if not begins:
+            await self._bells.wait(token, seconds)
+
+    def forget(self, token: bytes) -> None:
+        """Nobody waits under this token any more."""
+        channel = self._channel_of.pop(token, None)
+        if channel is None:
+            return
+        self._bells.forget(token)
+        tokens = self._channels[channel]
+        tokens.discard(token)
+        if not tokens:
+            del self._channels[channel]
+            if self._ears is not None:
+                self._ears.unsubscribe(channel)
+            if not self._channels:
+                self._closing = self._loop.call_later(_IDLE_SECONDS, self._hang_up)
+
+    def close(self) -> None:
+        if self._closing is not None:
+            self._closing.cancel()
+        if self._connecting is not None:
+            self._connecting.cancel()
+        self._hang_up()
+        self._bells.ring_all()
+
+    async def _listening(self) -> _Ears:
+        if self._ears is not None:
+            return self._ears
+        if self._connecting is None:
+            self._connecting = self._loop.create_task(self._open())
+            self._connecting.add_done_callback(self._opened)
+        return await asyncio.shield(self._connecting)
+
+    async def _open(self) -> _Ears:
+        self._ears = ears = await self._server.reach(lambda: _Ears(self), timeout=self._timeout)
+        return ears
+
+    def _opened(self, task: asyncio.Task[_Ears]) -> None:
+        self._connecting = None
+        if not task.cancelled():
+            task.exception()  # whoever waits for it is told; nobody else has to be
+
+    def _hang_up(self) -> None:
+        if self._ears is not None:
+            self._ears.hang_up()
+
+    def is_waited_for(self, channel: bytes) -> bool:
+        return channel in self._channels
+
+    def lost(self, ears: _Ears) -> None:
+        """Told by a connection that has ended: whoever waits asks, and then listens anew."""
+        if ears is self._ears:
+            self._ears = None
+            self._bells.ring_all()
+
+    def heard(self, tokens: bytes) -> None:
+        for start in range(0, len(tokens), TOKEN_BYTES):
+            self._bells.ring(tokens[start : start + TOKEN_BYTES])
+
+
+class _Ears(Asker):
+    """One connection that is told of notices."""
+
+    def __init__(self, notices: Notices) -> None:
+        self._notices = notices
+        self._reader = hiredis.Reader()
+        self._transport: asyncio.Transport | None = None
+        self._replies: list[asyncio.Future[Any]] = []
+        self._subscribed: set[bytes] = set()
+        self._asked: dict[bytes, asyncio.Future[None]] = {}
+        self._is_lost = False
+
+    def hears(self, channel: bytes) -> bool:
+        return channel in self._subscribed
+
+    def ask(self, *words: Word) -> asyncio.Future[Any]:
+        future = asyncio.get_running_loop().create_future()
+        if self._is_lost or self._transport is None:
+            future.set_exception(ConnectionLost("the connection was lost"))
+        else:
+            self._replies.append(future)
+            self._transport.write(pack_command(words))
+        return future
+
+    def lose(self, error: GridUnavailable) -> None:
+        self.hang_up()
+
+    async def subscribe(self, channel: bytes) -> None:
+        asked = self._asked.get(channel)
+        if asked is None:
+            if self._is_lost or self._transport is None:
+                raise ConnectionLost("the connection was lost")
+            asked = self._asked[channel] = asyncio.get_running_loop().create_future()
+            self._transport.write(pack_command((b"SSUBSCRIBE", channel)))
+        await asyncio.shield(asked)
+
+    def unsubscribe(self, channel: bytes) -> None:
+        if channel not in self._subscribed:  # not yet; it is given up when it is confirmed
+            return
+        self._subscribed.discard(channel)
+        self._asked.pop(channel, None)
+        if self._transport is not None and not self._is_lost:
+            self._transport.write(pack_command((b"SUNSUBSCRIBE", channel)))
+
+    def hang_up(self) -> None:
+        self._lose()
+        if self._transport is not None:
+            self._transport.abort()
+
+    # -- asyncio.Protocol -----------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        if self._is_lost:
+            transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        try:
+            while (message := self._reader.gets()) is not False:
+                if type(message) is hiredis.PushNotification:
+                    self._pushed(message)
+                elif type(message) is hiredis.ReplyError:
+                    self._refused(message)
+                elif self._replies and not (future := self._replies.pop(0)).done():
+                    future.set_result(message)
+        except hiredis.ProtocolError:
+            self.hang_up()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lose()
+
+    def _pushed(self, message: list[Any]) -> None:
+        kind, channel, rest = message
+        if kind == b"smessage":
+            self._notices.heard(rest)
+        elif kind == b"ssubscribe" and (asked := self._asked.get(channel)) is not None:
+            self._subscribed.add(channel)
+            if not asked.done():
+                asked.set_result(None)
+            if not self._notices.is_waited_for(channel):
+                self.unsubscribe(channel)
+        elif kind == b"sunsubscribe" and channel in self._subscribed:
+            # Unasked: a cluster has moved the slot. Whoever waits listens anew.
+            self.hang_up()
+
+    def _refused(self, error: hiredis.ReplyError) -> None:
+        waiting = self._replies.pop(0) if self._replies else None
+        for future in [waiting] if waiting is not None else self._asked.values():
+            if not future.done():
+                future.set_exception(ServerReply(str(error)))
+                future.exception()
+        if waiting is None:  # a subscription, and which one is not said
+            self.hang_up()
+
+    def _lose(self) -> None:
+        if self._is_lost:
+            return
+        self._is_lost = True
+        for future in (*self._replies, *self._asked.values()):
+            if not future.done():
+                future.set_exception(ConnectionLost("the connection was lost"))
+                future.exception()
+        self._notices.lost(self)

@@ -1,0 +1,58 @@
+"""A Redis grid on a clock that a test sets: its scripts ask a key for the time, not the server."""
+
+from __future__ import annotations
+
+from hashlib import sha1
+from typing import Any
+
+from gridsession.grids.contract import Clock
+from gridsession.grids.redis.grid import RedisGrid
+from gridsession.grids.redis.link import Link
+from gridsession.grids.redis.scripts import PERMITTED, Script
+from gridsession.grids.redis.server import Server, Word
+from gridsession.sources.connection_string import RedisAddress, parse
+
+_TIME = b"local time = redis.call('TIME')"
+_CLOCK = b"""
+local time = {}
+time[1], time[2] = string.match(
+    redis.call('GET', string.match(KEYS[1], '^gs:[^:]*:') .. 'clock'), '(%d+) (%d+)')
+"""
+_TTL = b"redis.call('PEXPIREAT', key,"  # the server would go by its own clock
+_NO_TTL = b"local _ = tostring("
+
+
+class ClockedRedisGrid(RedisGrid):
+    """The real grid and its real scripts, but for where they take the time from.
+
+    Args:
+        url: of the server.
+        clock: its wall clock is the only one that a Redis has.
+    """
+
+    def __init__(self, url: str, clock: Clock, *, namespace: str, timeout: float = 2.0) -> None:
+        address = parse(url)
+        assert isinstance(address, RedisAddress)
+        super().__init__(Server.at(address), namespace=namespace, timeout=timeout)
+        self._clock = clock
+        self._changed: dict[bytes, Script] = {}
+
+    async def _run_on(self, script: Script, name: bytes, *arguments: Word) -> Any:
+        changed = self._changed.get(script.sha)
+        if changed is None:
+            source = script.source
+            if script is not PERMITTED:
+                assert source.count(_TIME) == source.count(_TTL) == 1
+                source = source.replace(_TIME, _CLOCK).replace(_TTL, _NO_TTL)
+            changed = Script(source, sha1(source).hexdigest().encode())
+            self._changed[script.sha] = changed
+        seconds, micros = divmod(round(self._wall() * 1e6), 1_000_000)
+        setting = self._ends().link.call(b"SET", self._prefix + b"clock", f"{seconds} {micros:06d}")
+        setting.add_done_callback(lambda it: it.cancelled() or it.exception())
+        return await super()._run_on(changed, name, *arguments)
+
+    async def _server_time(self, link: Link) -> float:
+        return self._wall()
+
+    def _wall(self) -> float:
+        return self._clock.now().wall
