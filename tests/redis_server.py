@@ -46,7 +46,8 @@ def _die_with_parent() -> None:
 def shared_server() -> RedisServer:
     """The server of this test process, for whoever does not stop it or count its calls."""
     folder = Path(tempfile.mkdtemp(prefix="gridsession-redis-"))
-    server = RedisServer(folder).start()
+    # What it keeps matters to nobody; without it each start is warned of what a restart loses.
+    server = RedisServer(folder, appendonly="yes", appendfsync="no").start()
 
     def end() -> None:
         server.stop()

@@ -95,6 +95,7 @@ class Spy:
         self.inner = inner
         self.calls: list[str] = []
         self.outcomes: list[tuple[str, object]] = []
+        self._under_way: list[str] = []
         self.before: Hook | None = None
         self.after: Hook | None = None
 
@@ -109,13 +110,29 @@ class Spy:
 
     async def _call(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
         self.calls.append(name)
-        if self.before is not None:
-            await self.before(name)
-        outcome = await call()
-        self.outcomes.append((name, outcome))
-        if self.after is not None:
-            await self.after(name)
+        self._under_way.append(name)
+        try:
+            if self.before is not None:
+                await self.before(name)
+            outcome = await call()
+            self.outcomes.append((name, outcome))
+            if self.after is not None:
+                await self.after(name)
+        finally:
+            self._under_way.remove(name)
         return outcome
+
+    def in_line(self, number: int) -> bool:
+        """Whether so many wait for a bell, and will hear it. At a Redis the first wait only begins
+        to listen.
+        """
+        each = 2 if isinstance(self.inner, RedisGrid) else 1
+        return self.calls.count("wait") >= number * each
+
+    async def settle(self) -> None:
+        """Let what runs beside the requests ask the grid, and be answered."""
+        await steps(3)
+        await until(lambda: all(name == "wait" for name in self._under_way))
 
     @property
     def where(self) -> str:

@@ -434,7 +434,7 @@ async def test_those_who_wait_with_the_old_id_are_shut_out(grid: Spy) -> None:
                 tasks.create_task(wait(access))
                 for access in ("exclusive", "read_only wait_for_writer", "exclusive")
             ]
-            await until(lambda: grid.calls.count("wait") == len(waiting))
+            await until(lambda: grid.in_line(len(waiting)))
             session.user = "ann"
             await session.release()
         assert [task.result() for task in waiting] == ["replaced"] * 3

@@ -44,7 +44,7 @@ async def test_turns_come_in_the_order_of_asking(grid: Spy, loop: str) -> None:
             waiting = []
             for number in range(20):
                 waiting.append(tasks.create_task(take_turn(number)))
-                await until(lambda number=number: grid.calls.count("wait") == number + 1)  # type: ignore[misc]
+                await until(lambda number=number: grid.in_line(number + 1))  # type: ignore[misc]
             grid.calls.clear()
             await asyncio.sleep(0.005)  # uvloop counts whole milliseconds
             await session.release()
@@ -152,7 +152,7 @@ async def test_a_queue_is_only_so_long(grid: Spy) -> None:
         ):
             tasks.create_task(wait())
             tasks.create_task(wait())
-            await until(lambda: grid.calls.count("wait") == 2)
+            await until(lambda: grid.in_line(2))
             full = r"2 requests wait .*; job 7 has held its lock for 0\.0 s"
             with pytest.raises(SessionQueueFull, match=full):
                 async with provider.open(session_id):

@@ -37,7 +37,6 @@ from tests.provider.harness import (
     is_free,
     provider_on,
     run,
-    steps,
     stored,
     until,
 )
@@ -314,9 +313,11 @@ async def test_a_handle_without_its_secret_takes_no_lock_and_no_place_in_the_que
             browser.cookie = victim
             grid.calls.clear()
             waiting = [browser.start() for _ in range(limit)]  # all places are the owner's
-            call = "read" if access == "read_only" else "wait"
-            await until(lambda: grid.calls.count(call) == limit)
-            await steps(5)
+            if access == "read_only":
+                await until(lambda: grid.calls.count("read") == limit)
+            else:
+                await until(lambda: grid.in_line(limit))
+            await grid.settle()
             browser.cookie = None
             await intrude()  # nor is it told that the queue is full
         for exchange in waiting:
@@ -610,7 +611,7 @@ async def test_a_thousand_that_leave_the_queue_leave_nothing(grid: Spy, framewor
             for _ in range(20):
                 grid.calls.clear()
                 gone = [browser.start() for _ in range(50)]  # as many as may wait
-                await until(lambda: grid.calls.count("wait") == 50)
+                await until(lambda: grid.in_line(50))
                 for exchange in gone:
                     exchange.leave()
                 for exchange in gone:

@@ -668,7 +668,7 @@ async def test_an_answer_of_ours_carries_an_id_that_is_being_stored(
         return Reply()
 
     async def slowly(scope: Scope, receive: Receive, send: Send) -> None:
-        await steps(10)
+        await until(lambda: "commit" in grid.calls)
         await send({"type": "http.response.start", "status": 500, "headers": []})
         await send({"type": "http.response.body", "body": b"of ours"})
 
@@ -681,7 +681,7 @@ async def test_an_answer_of_ours_carries_an_id_that_is_being_stored(
             await steps(50)
         if name == "release" and not page:
             failed.set()
-            await steps(10)
+            await until(lambda: "commit" in grid.calls)
 
     async with provider_on(grid) as provider:
         options: dict[str, Any] = {"on_error": on_error} if page else {}

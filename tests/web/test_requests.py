@@ -116,7 +116,10 @@ async def test_waiting_costs_few_calls(grid: Spy, framework: str) -> None:
             await until(lambda: "wait" in grid.calls)
             await session.release()
             await exchange.answered()
-        assert [name for name in grid.asked if name != "release"] == ["acquire"] * 2 + ["commit"]
+        *asked, last = [name for name in grid.asked if name != "release"]
+        # Once more at a Redis, where a waiter begins to listen when it knows that it has to wait.
+        assert 2 <= asked.count("acquire") == len(asked) <= 3
+        assert last == "commit"
         assert await data_of(browser.provider, str(browser.cookie)) == {"n": 2}
 
 

@@ -319,12 +319,12 @@ def test_nothing_secret_gets_out(
 @pytest.mark.parametrize(
     "connection_string",
     [
-        f"redis://ann:{PASSWORD}@host:6379/0",
+        f"redis://ann:{PASSWORD}@host:6379/x",
         f"redis://ann:{PASSWORD}/#?@host",
         f"embedded://ann:{PASSWORD}@host/path",
         f"embedded://[{PASSWORD}",
         f"memory://{PASSWORD}",
-        f"redis://host?password={PASSWORD}",
+        f"redis://host?password={PASSWORD}&db=x",
     ],
 )
 def test_no_password_gets_out_of_a_connection_string(
@@ -353,6 +353,40 @@ def test_no_password_gets_out_of_a_connection_string(
     except SettingsError as error:
         texts.extend(traceback.format_exception(error))
     texts += everything(caplog)
+    for text in texts:
+        assert PASSWORD not in text
+
+
+@pytest.mark.parametrize(
+    "connection_string",
+    [f"redis://ann:{PASSWORD}@127.0.0.1:1/0", f"redis://127.0.0.1:1?password={PASSWORD}"],
+)
+def test_no_password_gets_out_of_a_grid_that_is_away(
+    connection_string: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    texts: list[str] = []
+
+    async def main() -> None:
+        async def app_itself(scope: Any, receive: Any, send: Any) -> None:
+            for _ in range(2):
+                message = await receive()
+                await send({"type": message["type"] + ".complete"})
+
+        app = SessionMiddleware(app_itself, connection_string=connection_string, namespace="shop")
+        answer, stop = await start_of_lifespan(app)
+        assert answer["type"] == "lifespan.startup.complete"
+        browser = Browser(app, app.provider)
+        browser.cookie = new_id(bytes(48))
+        exchange = await browser.ask()
+        assert exchange.status == 503
+        texts.extend(map(repr, (exchange.sent, app.provider.grid, app.provider.settings)))
+        texts.append(app.provider.grid.where)
+        await stop()
+
+    run(main())
+    texts += everything(caplog)
+    assert any("refuses connections" in text for text in texts)
     for text in texts:
         assert PASSWORD not in text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from gridsession import GridUnavailable, SessionProvider, SessionSettings, SettingsError
+from gridsession.identity import ID_BYTES, new_id
 from gridsession.web.asgi import SessionMiddleware
 from gridsession.web.starlette import SessionMiddleware as StarletteMiddleware
 from gridsession.web.types import Message, Receive, Scope, Send
@@ -105,14 +107,25 @@ def test_an_installed_grid_that_cannot_be_imported_is_a_wrong_setting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Point:
-        name = "redis"
+        name = "datagrid"
 
         def load(self) -> None:
-            raise ImportError("pip install gridsession[redis]")
+            raise ImportError("pip install datagrid-client")
 
     monkeypatch.setattr("gridsession.sources.installed.entry_points", lambda group: [Point()])
+    middleware = SessionMiddleware(plain(count), connection_string="datagrid://:hunter2@host")
+    assert "pip install datagrid-client" in str(middleware.error)
+    assert "hunter2" not in str(middleware.error)
+
+
+def test_without_its_extra_the_grid_for_redis_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in [n for n in sys.modules if n.startswith("gridsession.grids.redis")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "hiredis", None)
     middleware = SessionMiddleware(plain(count), connection_string="redis://:hunter2@host")
-    assert "pip install gridsession[redis]" in str(middleware.error)
+    assert "pip install 'gridsession[redis]'" in str(middleware.error)
     assert "hunter2" not in str(middleware.error)
 
 
@@ -185,9 +198,11 @@ async def test_an_unreachable_grid_is_told_served_503_and_heals(
     assert record.levelno == logging.ERROR
     assert record.exc_info
     browser = Browser(app, provider)
+    browser.cookie = new_id(os.urandom(ID_BYTES))
     for _ in range(2):
         refused = await browser.ask()
         assert (refused.status, refused.header("retry-after")) == (503, ["1"])
+        assert refused.set_cookie is None
     away.over()
     assert [(await browser.ask()).body for _ in range(2)] == [b"1", b"2"]
     await stop()

@@ -85,7 +85,7 @@ async def test_requests_of_one_session_run_one_after_the_other(
             exchanges = []
             for number in range(8):
                 exchanges.append(browser.start(path=f"/{number}"))
-                await until(lambda number=number: grid.calls.count("wait") == number + 1)  # type: ignore[misc]
+                await until(lambda number=number: grid.in_line(number + 1))  # type: ignore[misc]
         for exchange in exchanges:
             assert (await exchange.answered()).status == 200
         assert order == [f"/{number}" for number in range(8)]
@@ -107,7 +107,7 @@ async def test_a_client_that_leaves_the_queue_is_forgotten(grid: Spy, framework:
             leaving, staying = browser.start(path="/leaving"), browser.start(path="/staying")
             late = browser.start("POST", "/late", body=None)
             late.upload(b"x" * 1000, more=True)
-            await until(lambda: grid.calls.count("wait") == 3)
+            await until(lambda: grid.in_line(3))
             leaving.leave()
             late.leave()
             for exchange in (leaving, late):

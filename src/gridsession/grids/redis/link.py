@@ -11,9 +11,10 @@ import asyncio
 import logging
 import random
 from collections import deque
+from contextvars import Context
 from dataclasses import dataclass
 from ssl import SSLError
-from typing import Any
+from typing import Any, cast
 
 import hiredis
 
@@ -64,6 +65,7 @@ class Link:
         self._why: GridUnavailable | None = None  # why there is none; None while unknown
         self._is_told = False  # that the connection was lost
         self._closed = False
+        self._context = Context()
 
     def call(self, *words: Word) -> asyncio.Future[Any]:
         """Send a command; a future of its reply.
@@ -88,7 +90,7 @@ class Link:
             raise GridUnavailable(f"{self.name}: too many calls wait for a connection")
         self._waiting.append((call, packed))
         if self._looking is None:
-            self._looking = self._loop.call_later(self.timeout / _LOOKS_PER_TIMEOUT, self._look)
+            self._look_later()
         self._begin_to_connect()
         return future
 
@@ -117,7 +119,8 @@ class Link:
 
     def _begin_to_connect(self) -> None:
         if self._connecting is None and not self._closed:
-            self._connecting = self._loop.create_task(self._keep_connecting())
+            # A context of its own: the request's that comes first would be kept, with its session.
+            self._connecting = self._loop.create_task(self._keep_connecting(), context=Context())
             self._connecting.add_done_callback(self._connected)
 
     def _connected(self, task: asyncio.Task[None]) -> None:
@@ -185,7 +188,11 @@ class Link:
             if not call.future.done():
                 call.future.set_exception(_overdue(self))
         if self._waiting:
-            self._looking = self._loop.call_later(self.timeout / _LOOKS_PER_TIMEOUT, self._look)
+            self._look_later()
+
+    def _look_later(self) -> None:
+        delay = self.timeout / _LOOKS_PER_TIMEOUT
+        self._looking = self._loop.call_later(delay, self._look, context=self._context)
 
 
 class _Wire(Asker):
@@ -194,6 +201,7 @@ class _Wire(Asker):
     def __init__(self, link: Link) -> None:
         self._link = link
         self._loop = asyncio.get_running_loop()
+        self._context = Context()
         self._reader = hiredis.Reader()
         self._transport: asyncio.Transport | None = None
         self._pending: deque[_Call] = deque()
@@ -238,10 +246,9 @@ class _Wire(Asker):
     # -- asyncio.Protocol -----------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
         if self._lost is not None:
-            transport.abort()
+            self._transport.abort()
         self._flush()
 
     def pause_writing(self) -> None:
@@ -302,7 +309,7 @@ class _Wire(Asker):
 
     def _look_later(self) -> None:
         delay = self._link.timeout / _LOOKS_PER_TIMEOUT
-        self._looking = self._loop.call_later(delay, self._look)
+        self._looking = self._loop.call_later(delay, self._look, context=self._context)
 
     def _look(self) -> None:
         """One timer for all calls: a time-out of its own would double what a call costs."""

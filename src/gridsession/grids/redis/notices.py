@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import Any
+from contextvars import Context
+from typing import Any, cast
 
 import hiredis
 
@@ -76,7 +77,9 @@ class Notices:
             if self._ears is not None:
                 self._ears.unsubscribe(channel)
             if not self._channels:
-                self._closing = self._loop.call_later(_IDLE_SECONDS, self._hang_up)
+                self._closing = self._loop.call_later(
+                    _IDLE_SECONDS, self._hang_up, context=Context()
+                )
 
     def close(self) -> None:
         if self._closing is not None:
@@ -90,7 +93,7 @@ class Notices:
         if self._ears is not None:
             return self._ears
         if self._connecting is None:
-            self._connecting = self._loop.create_task(self._open())
+            self._connecting = self._loop.create_task(self._open(), context=Context())
             self._connecting.add_done_callback(self._opened)
         return await asyncio.shield(self._connecting)
 
@@ -173,10 +176,9 @@ class _Ears(Asker):
     # -- asyncio.Protocol -----------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
         if self._is_lost:
-            transport.abort()
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -187,11 +188,7 @@ class Server:
             ssl=None if self.tls is None else self.tls.context(),
             server_hostname=None if self.tls is None else host,
         )
-        wire = transport.get_extra_info("socket")
-        wire.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, seconds in _KEEPALIVE:
-            if hasattr(socket, name):  # not on every system
-                wire.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
+        _keep_alive(transport.get_extra_info("socket").fileno())
 
     async def _greet(self, connection: Asker) -> None:
         words: list[Word] = [b"HELLO", 3]
@@ -242,6 +239,15 @@ def asked(provider: CredentialProvider) -> Callable[[], Any]:
         return user, password
 
     return ask
+
+
+def _keep_alive(descriptor: int) -> None:
+    # By a descriptor of our own: uvloop hands out no socket that takes options.
+    with socket.socket(fileno=os.dup(descriptor)) as wire:
+        wire.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, seconds in _KEEPALIVE:
+            if hasattr(socket, name):  # not on every system
+                wire.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
 
 
 def _wrong(text: str) -> SettingsError:
