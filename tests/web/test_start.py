@@ -211,6 +211,28 @@ async def test_an_unreachable_grid_is_told_served_503_and_heals(
 
 @ALL
 @in_loop
+async def test_promise_6_who_has_no_session_is_served_while_the_grid_is_away(
+    grid: Spy, framework: str
+) -> None:
+    """Also by a worker that has never seen the grid: it stores nothing, and needs none."""
+
+    async def page(asked: Asked) -> Reply:
+        return Reply(body=repr(asked.session.get("n")).encode())
+
+    grid.before = Outage("open", "create", "acquire", "read")
+    provider = SessionProvider(grid=grid)
+    app = FRAMEWORKS[framework](page, provider=provider)
+    _, stop = await start_of_lifespan(app)
+    browser = Browser(app, provider)
+    answer = await browser.ask()
+    assert (answer.status, answer.body, answer.set_cookie) == (200, b"None", None)
+    browser.cookie = new_id(os.urandom(ID_BYTES))
+    assert (await browser.ask()).status == 503
+    await stop()
+
+
+@ALL
+@in_loop
 async def test_who_wants_it_does_not_start_without_the_grid(
     grid: Spy, framework: str, caplog: pytest.LogCaptureFixture
 ) -> None:

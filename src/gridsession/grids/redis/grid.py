@@ -147,8 +147,11 @@ class RedisGrid:
 
     async def close(self) -> None:
         self._leave_parent()
-        ends = self._by_loop.pop(asyncio.get_running_loop(), None)
+        loop = asyncio.get_running_loop()
+        ends = self._by_loop.get(loop)
         if ends is not None:
+            await ends.link.settle()  # a request that was cancelled may be giving its lock back
+            self._by_loop.pop(loop, None)
             await ends.until_loop_ends.aclose()
 
     # -- connections ----------------------------------------------------------------------

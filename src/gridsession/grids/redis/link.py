@@ -1,6 +1,7 @@
 """One connection that all coroutines of an event loop share: commands out, replies in, in order.
 
-What is asked within one turn of the event loop leaves in one write. Nobody waits for a connection
+What is asked within one turn of the event loop leaves in one write, but for the first where nothing
+was under way: that one leaves at once. Nobody waits for a connection
 longer than for an answer, and while the server is known to be away nobody waits at all. Written
 here, and not left to a client library, because these calls are what every request pays for.
 """
@@ -11,6 +12,7 @@ import asyncio
 import logging
 import random
 from collections import deque
+from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
 from ssl import SSLError
@@ -102,6 +104,12 @@ class Link:
             Misset: it refused us, and will.
         """
         await self.call(b"PING")
+
+    async def settle(self) -> None:
+        """Let what is under way be answered, within the time that a call has."""
+        if self._wire is not None:
+            with suppress(GridUnavailable, ServerReply):
+                await self.call(b"PING")  # replies come in order: this one's last
 
     def close(self) -> None:
         """Give the connection up; what is under way fails."""
@@ -227,10 +235,14 @@ class _Wire(Asker):
                 GridUnavailable(f"{self._link.name} does not keep up with what it is asked")
             )
             return
-        if not self._unsent and not self._is_paused:
-            self._loop.call_soon(self._flush)
-        self._unsent.append(packed)
-        self._unsent_bytes += len(packed)
+        if not self._pending and self._transport is not None and not self._is_paused:
+            # Nobody else asks: a turn of the loop, to gather what others ask, would only cost.
+            self._transport.write(packed)
+        else:
+            if not self._unsent and not self._is_paused:
+                self._loop.call_soon(self._flush)
+            self._unsent.append(packed)
+            self._unsent_bytes += len(packed)
         self._pending.append(call)
         if self._looking is None:
             self._look_later()
