@@ -1,0 +1,307 @@
+"""What the Redis grid leaves at the server: names, times to live, index of deadlines, scripts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import AsyncIterator
+from importlib.resources import files
+from typing import Any
+
+import pytest
+
+from gridsession.errors import GridUnavailable
+from gridsession.grids.contract import Committed, Found, Missing
+from gridsession.grids.redis import RedisGrid
+from gridsession.grids.redis.grid import PARTS
+from gridsession.testing.contract_hooks import Visitor, a_change, a_claim, a_new, expect
+from tests.clocked_redis import ClockedRedisGrid
+from tests.provider.harness import in_loop
+from tests.redis_server import a_namespace, shared_server
+
+LUA = files("gridsession.grids.redis") / "lua"
+MARGIN = 60.0  # seconds that the server keeps a record past its end
+# Those that make room, or only move a time: a full server runs them.
+RUN_WHEN_FULL = {"release", "renew", "touch", "remove", "sweep", "index"}
+
+
+def admin() -> Any:
+    return shared_server().admin
+
+
+@contextlib.asynccontextmanager
+async def opened(namespace: str) -> AsyncIterator[RedisGrid]:
+    url = shared_server().url
+    grid = RedisGrid.from_connection_string(url, namespace=namespace, timeout=2.0)
+    await grid.open()
+    yield grid
+    await grid.close()
+
+
+def name_of(namespace: str, key: bytes) -> bytes:
+    return b"gs:%b:{%b}" % (namespace.encode(), key)
+
+
+def part_of(namespace: str, key: bytes) -> str:
+    return f"gs:{namespace}:due:{key[0] % PARTS}"
+
+
+def lasts(namespace: str, key: bytes) -> float:
+    """The second at which the server forgets a record by itself."""
+    milliseconds: int = admin().pexpiretime(name_of(namespace, key))
+    return milliseconds / 1000
+
+
+# -- names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("namespace", ["/", "shop/eu", "{shop}", "a*b?[c]", "Tür zu", "a:b", "%41"])
+@in_loop
+async def test_a_namespace_is_spelt_so_that_it_means_nothing_to_a_pattern(namespace: str) -> None:
+    async with opened(namespace) as grid:
+        visitor = Visitor(grid)
+        await visitor.create(b"mine")
+        (found,) = admin().scan_iter(
+            match=b"*" + re.sub(rb"([\\*?\[\]])", rb"\\\1", visitor.key) + b"*"
+        )
+        before, _, after = found.partition(b"{" + visitor.key + b"}")
+        assert after == b""
+        assert re.fullmatch(rb"gs:[A-Za-z0-9/_.~%-]+:", before)
+        await grid.remove(visitor.key)
+
+
+@in_loop
+async def test_namespaces_do_not_see_each_other() -> None:
+    async with opened(a_namespace()) as one, opened(a_namespace()) as other:
+        visitor = Visitor(one)
+        await visitor.create(b"one")
+        expect(Missing, await visitor.at(other).read())
+        await visitor.at(other).create(b"other")
+        assert (await visitor.found()).payload == b"one"
+
+
+# -- times to live -------------------------------------------------------------------------------
+
+
+@in_loop
+async def test_the_server_forgets_a_record_a_minute_after_its_end() -> None:
+    namespace = a_namespace()
+    async with opened(namespace) as grid:
+        visitor, holder = Visitor(grid), a_claim(lease=500.0)
+        deadline = (await visitor.create(timeout=100.0)).deadline
+        assert lasts(namespace, visitor.key) == pytest.approx(deadline + MARGIN, abs=0.002)
+        await visitor.locked(holder)  # no session expires while its lock lives
+        held_until = admin().time()[0] + 500.0
+        assert lasts(namespace, visitor.key) == pytest.approx(held_until + MARGIN, abs=2.0)
+        assert await grid.renew([(visitor.key, holder.token)], 900.0) == [True]
+        held_until += 400.0
+        assert lasts(namespace, visitor.key) == pytest.approx(held_until + MARGIN, abs=2.0)
+        done = await visitor.commit(holder, a_change(b"x", timeout=50.0), release=True)
+        assert lasts(namespace, visitor.key) == pytest.approx(done.deadline + MARGIN, abs=0.002)
+        await visitor.locked(holder)
+        await visitor.release(holder)
+        await grid.touch(visitor.key)
+        deadline = (await visitor.found()).deadline
+        assert lasts(namespace, visitor.key) == pytest.approx(deadline + MARGIN, abs=0.002)
+
+
+@in_loop
+async def test_where_ends_are_kept_a_record_lasts_as_long_as_they() -> None:
+    namespace = a_namespace()
+    admin().set(f"gs:{namespace}:ends", "86400")
+    async with opened(namespace) as grid:
+        visitor, holder = Visitor(grid), a_claim(lease=5.0)
+        deadline = (await visitor.create(timeout=100.0, claim=holder)).deadline
+        assert lasts(namespace, visitor.key) == pytest.approx(deadline + 86400, abs=0.002)
+        for timeout in (100.0, 50.0):
+            done = await visitor.commit(holder, a_change(b"x", timeout=timeout))
+            assert lasts(namespace, visitor.key) == pytest.approx(done.deadline + 86400, abs=0.002)
+
+
+@pytest.mark.parametrize("flag", ["86400", "1.5", "a newer release's"])
+@in_loop
+async def test_a_sweep_takes_no_ends_from_those_who_keep_them(flag: str) -> None:
+    """The flag is read before each batch, by a worker that has no handlers, too."""
+    namespace = a_namespace()
+    async with opened(namespace) as grid:
+        visitors = [Visitor(grid) for _ in range(3)]
+        for visitor in visitors:
+            await visitor.create(timeout=0.01)
+        await asyncio.sleep(0.05)
+        admin().set(f"gs:{namespace}:ends", flag)
+        assert await grid.sweep(10) == 0
+        assert all(admin().exists(name_of(namespace, v.key)) for v in visitors)
+        later = Visitor(grid)
+        done = await later.create(timeout=100.0)
+        assert lasts(namespace, later.key) >= done.deadline + MARGIN - 0.002
+        admin().delete(f"gs:{namespace}:ends")
+        assert await grid.sweep(10) == 3
+        assert not any(admin().exists(name_of(namespace, v.key)) for v in visitors)
+
+
+# -- the index of deadlines ----------------------------------------------------------------------
+
+
+@in_loop
+async def test_the_index_has_an_entry_that_a_touch_does_not_write() -> None:
+    namespace = a_namespace()
+    async with opened(namespace) as grid:
+        visitor, holder = Visitor(grid), a_claim()
+        made = await visitor.create(timeout=100.0)
+        score = admin().zscore(part_of(namespace, visitor.key), visitor.key)
+        assert score == pytest.approx(made.deadline, abs=1.0)
+        await asyncio.sleep(0.05)
+        assert await grid.touch(visitor.key)
+        await visitor.locked(holder)
+        later = await visitor.commit(holder, a_change(b"x", timeout=200.0), release=True)
+        assert later.deadline > made.deadline + 50
+        assert admin().zscore(part_of(namespace, visitor.key), visitor.key) == score
+
+
+@in_loop
+async def test_an_earlier_deadline_is_in_the_index_before_it_is_in_the_record() -> None:
+    namespace = a_namespace()
+    async with opened(namespace) as grid:
+        visitor, holder = Visitor(grid), a_claim()
+        made = await visitor.create(timeout=1000.0, claim=holder)
+        part = part_of(namespace, visitor.key)
+        # A worker that dies between the two leaves the earlier entry and the record as it was.
+        real, seen = grid._ask, []
+
+        async def die(*words: Any) -> Any:
+            seen.append(words)
+            await real(*words)
+            raise GridUnavailable("died")
+
+        grid._ask = die  # type: ignore[method-assign]
+        with pytest.raises(GridUnavailable, match="died"):
+            await visitor.commit(holder, a_change(b"shorter", timeout=10.0))
+        assert [words[0] for words in seen] == [b"ZADD"]
+        assert admin().zscore(part, visitor.key) < made.deadline - 900
+        found = await visitor.found()
+        assert (found.payload, found.deadline) == (b"new", made.deadline)
+        grid._ask = real  # type: ignore[method-assign]
+        done = await visitor.commit(holder, a_change(b"shorter", timeout=10.0))
+        assert done.version.counter == 2
+        assert admin().zscore(part, visitor.key) <= done.deadline + 0.5
+        # Again as short: the index has it, and one call is enough.
+        before = admin().info("commandstats")["cmdstat_evalsha"]["calls"]
+        await visitor.commit(holder, a_change(b"again", timeout=10.0))
+        assert admin().info("commandstats")["cmdstat_evalsha"]["calls"] == before + 1
+
+
+@in_loop
+async def test_a_sweep_mends_entries_that_are_wrong() -> None:
+    namespace = a_namespace()
+    async with opened(namespace) as grid:
+        alive, gone = Visitor(grid), Visitor(grid)
+        made = await alive.create(timeout=100.0)
+        admin().zadd(part_of(namespace, alive.key), {alive.key: 1.5})  # too early
+        admin().zadd(part_of(namespace, gone.key), {gone.key: 2.5})  # of no record
+        assert await grid.sweep(10) == 2
+        score = admin().zscore(part_of(namespace, alive.key), alive.key)
+        assert score == pytest.approx(made.deadline, abs=0.001)
+        assert admin().zscore(part_of(namespace, gone.key), gone.key) is None
+        assert await grid.sweep(10) == 0
+        expect(Found, await alive.read())
+
+
+@in_loop
+async def test_a_sweep_leaves_an_entry_that_was_moved_meanwhile() -> None:
+    namespace = a_namespace()
+    async with opened(namespace) as grid:
+        visitor = Visitor(grid)
+        await visitor.create(timeout=0.01)
+        await asyncio.sleep(0.05)
+        part = part_of(namespace, visitor.key)
+        real = grid._run
+
+        async def moved(*arguments: Any) -> Any:
+            answer = await real(*arguments)
+            admin().zadd(part, {visitor.key: 4e9})
+            return answer
+
+        grid._run = moved  # type: ignore[method-assign,assignment]
+        assert await grid.sweep(1) == 1
+        assert admin().zscore(part, visitor.key) == 4e9
+
+
+@pytest.mark.parametrize("ahead", [-7200.0, 7200.0])
+@in_loop
+async def test_a_wrong_clock_of_a_worker_decides_nothing(ahead: float) -> None:
+    """Deadlines are the server's; a worker's clock is only where a sweep looks first."""
+    namespace = a_namespace()
+    async with opened(namespace) as grid:
+        grid._wall = lambda: time.time() + ahead
+        visitor, brief = Visitor(grid), Visitor(grid)
+        made = await visitor.create(timeout=100.0)
+        assert made.deadline == pytest.approx(admin().time()[0] + 100.0, abs=2.0)
+        await brief.create(timeout=0.01)
+        await asyncio.sleep(0.05)
+        expect(Missing, await brief.read())
+        assert lasts(namespace, brief.key) < admin().time()[0] + MARGIN + 1
+        await grid.sweep(10)
+        swept = not admin().exists(name_of(namespace, brief.key))
+        assert swept is (ahead < 0)  # else a backstop takes it
+        expect(Found, await visitor.read())
+
+
+@in_loop
+async def test_a_record_that_only_its_lock_keeps_is_swept_soon_after_the_lock() -> None:
+    from gridsession.testing import ManualClock
+
+    clock, namespace = ManualClock(), a_namespace()
+    grid = ClockedRedisGrid(shared_server().url, clock, namespace=namespace)
+    await grid.open()
+    visitor, holder = Visitor(grid), a_claim(lease=50.0)
+    await visitor.create(timeout=1.0, claim=holder)
+    clock.advance(10.0)
+    assert await grid.sweep(10) == 1
+    expect(Found, await visitor.read())
+    assert await grid.sweep(10) == 0  # not at once again
+    clock.advance(50.0)
+    assert await grid.sweep(10) == 1
+    assert not admin().exists(name_of(namespace, visitor.key))
+    await grid.close()
+
+
+@in_loop
+async def test_a_create_that_is_repeated_has_one_entry_and_one_record() -> None:
+    namespace = a_namespace()
+    async with opened(namespace) as grid:
+        visitor = Visitor(grid)
+        new = a_new(visitor.secret)
+        first = expect(Committed, await grid.create(visitor.key, new))
+        again = expect(Committed, await grid.create(visitor.key, new))
+        assert (first.version, first.deadline) == (again.version, again.deadline)
+        assert admin().zcard(part_of(namespace, visitor.key)) == 1
+
+
+# -- scripts -------------------------------------------------------------------------------------
+
+SCRIPTS = sorted(
+    path.name.removesuffix(".lua") for path in LUA.iterdir() if path.name != "record.lua"
+)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_says_what_it_takes_and_touches_one_key(name: str) -> None:
+    source = (LUA / f"{name}.lua").read_text(encoding="utf-8")
+    first, _, rest = source.partition("\n")
+    assert first.startswith("#!lua")
+    header = rest[: re.search(r"^(?!--)", rest, re.MULTILINE).start()]  # type: ignore[union-attr]
+    assert "KEYS[1]" in header
+    assert "Returns" in header
+    assert "KEYS[2]" not in source
+    named = {int(number) for number in re.findall(r"\[(\d+)\]  ?\S", header)}
+    used = {int(number) for number in re.findall(r"ARGV\[(\d+)\]", rest.replace(header, ""))}
+    assert used <= named | {1}
+    assert ("allow-oom" in first) is (name in RUN_WHEN_FULL)
+
+
+def test_every_script_is_in_use() -> None:
+    grid = (files("gridsession.grids.redis") / "grid.py").read_text(encoding="utf-8")
+    for name in SCRIPTS:
+        assert f"scripts.{name.upper()}" in grid, name
