@@ -22,6 +22,8 @@ class SessionError(Exception):
 class GridUnavailable(SessionError):
     """The grid did not answer; nothing is known of the session, nor whether a change arrived."""
 
+    never_asked = False  # the grid is known to be away and the call never left: nothing to undo
+
 
 class GridFull(SessionError):
     """The grid has no room for more session data; what is stored already stays."""

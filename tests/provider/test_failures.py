@@ -491,3 +491,27 @@ async def test_a_session_that_outlives_its_provider_ends_all_the_same(grid: Spy)
     async with provider.open(session_id) as session:
         assert session == {"a": 2}
     await provider.close()
+
+
+@in_loop
+async def test_what_never_left_is_not_withdrawn(grid: Spy) -> None:
+    """In an outage each request would leave a task behind, which asks again and again."""
+
+    async def away(name: str) -> None:
+        if name in ("acquire", "read"):
+            error = GridUnavailable("known to be away")
+            error.never_asked = True
+            raise error
+
+    async with provider_on(grid) as provider:
+        session_id = await stored(provider, n=1)
+        for use in ("exclusive", "read_only"):
+            grid.calls.clear()
+            grid.before = away
+            with pytest.raises(GridUnavailable, match="known to be away"):
+                async with provider.open(session_id, access=use):
+                    pass
+            await grid.settle()
+            assert "release" not in grid.calls
+            grid.before = None
+        assert await is_free(grid, session_id)

@@ -6,7 +6,8 @@ refusal are values; an exception means failure only:
 
 `GridUnavailable`
     Nothing is known: the call may have been carried out or not. Callers repeat it (every call
-    here may be repeated with the same tokens) or withdraw its token.
+    here may be repeated with the same tokens) or withdraw its token. Where its `never_asked` is
+    true the call was certainly not carried out.
 `GridFull`
     The call was not carried out, for want of room. `release`, `remove`, `renew` and `sweep`
     find room when others do not.

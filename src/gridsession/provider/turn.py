@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from gridsession import payload
 from gridsession.access import Access, Use
 from gridsession.errors import (
+    GridUnavailable,
     SessionError,
     SessionLockTimeout,
     SessionQueueFull,
@@ -103,7 +104,10 @@ class Turn(Bearer):
                     lock_token(), self._holder, provider.lease, provider.queue_limit
                 )
             return self._took(await self._ask_grid(None))
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, GridUnavailable) and error.never_asked:
+                # Each request of an outage would leave a task behind that tries to withdraw.
+                self._claim = None
             self.leave()
             raise
 

@@ -237,6 +237,9 @@ class RedisGrid:
                 return await ends.link.call(b"EVAL", script.source, b"1", name, *arguments)
         except ServerReply as error:
             raise self._failed(error) from None
+        except GridUnavailable as error:
+            error.never_asked = False  # the first try may have arrived
+            raise
         except TimeoutError:
             raise GridUnavailable(
                 f"{self.where} did not answer within {self._timeout:g} s"

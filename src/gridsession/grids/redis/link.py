@@ -87,9 +87,11 @@ class Link:
         if self._closed:
             raise GridUnavailable(f"{self.name}: the connection was closed")
         if self._why is not None:  # known to be away, and somebody is trying already
-            raise type(self._why)(str(self._why))
+            raise _never_asked(self._why)
         if len(self._waiting) >= MOST_PENDING:
-            raise GridUnavailable(f"{self.name}: too many calls wait for a connection")
+            raise _never_asked(
+                GridUnavailable(f"{self.name}: too many calls wait for a connection")
+            )
         self._waiting.append((call, packed))
         if self._looking is None:
             self._look_later()
@@ -186,7 +188,7 @@ class Link:
         waiting, self._waiting = self._waiting, deque()
         for call, _ in waiting:
             if not call.future.done():
-                call.future.set_exception(type(error)(str(error)))
+                call.future.set_exception(_never_asked(error))
 
     def _look(self) -> None:
         self._looking = None
@@ -194,7 +196,7 @@ class Link:
         while self._waiting and self._waiting[0][0].deadline <= now:
             call, _ = self._waiting.popleft()
             if not call.future.done():
-                call.future.set_exception(_overdue(self))
+                call.future.set_exception(_never_asked(_overdue(self)))
         if self._waiting:
             self._look_later()
 
@@ -232,7 +234,9 @@ class _Wire(Asker):
             return
         if len(self._pending) >= MOST_PENDING or self._unsent_bytes > MOST_UNSENT:
             call.future.set_exception(
-                GridUnavailable(f"{self._link.name} does not keep up with what it is asked")
+                _never_asked(
+                    GridUnavailable(f"{self._link.name} does not keep up with what it is asked")
+                )
             )
             return
         if not self._pending and self._transport is not None and not self._is_paused:
@@ -338,6 +342,13 @@ class _Wire(Asker):
             self.lose(GridUnavailable(f"{self._link.name} has stopped answering"))
         elif self._pending:
             self._look_later()
+
+
+def _never_asked(error: GridUnavailable) -> GridUnavailable:
+    """The same, for one more caller whose call did not leave."""
+    copy = type(error)(str(error))
+    copy.never_asked = True
+    return copy
 
 
 def _overdue(link: Link) -> GridUnavailable:
