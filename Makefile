@@ -16,8 +16,9 @@ help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=/path/to/python3.x chooses the interpreter that .venv is made with."
+	@echo "  GRID_SERVER=valkey-server make test runs the tests against that in place of redis-server."
 
-run: ## Serve the example shop; PORT=8000 WORKERS=2 GRID=embedded:
+run: ## Serve the example shop; PORT=8000 WORKERS=2 GRID=embedded: (or redis://127.0.0.1:6379/0)
 	@scripts/bootstrap dev
 	@exec $(VENV_PYTHON) examples/shop/serve.py
 

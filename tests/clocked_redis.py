@@ -6,9 +6,9 @@ from hashlib import sha1
 from typing import Any
 
 from gridsession.grids.contract import Clock
+from gridsession.grids.redis.connections import Connections
 from gridsession.grids.redis.grid import RedisGrid
-from gridsession.grids.redis.link import Link
-from gridsession.grids.redis.scripts import PERMITTED, Script
+from gridsession.grids.redis.scripts import Script
 from gridsession.grids.redis.server import Server, Word
 from gridsession.sources.connection_string import RedisAddress, parse
 
@@ -33,26 +33,40 @@ class ClockedRedisGrid(RedisGrid):
     def __init__(self, url: str, clock: Clock, *, namespace: str, timeout: float = 2.0) -> None:
         address = parse(url)
         assert isinstance(address, RedisAddress)
-        super().__init__(Server.at(address), namespace=namespace, timeout=timeout)
+        server = Server.at(address)
+        super().__init__(server, namespace=namespace, timeout=timeout)
         self._clock = clock
-        self._changed: dict[bytes, Script] = {}
+        self.connections = _Clocked(server, clock, self.names.prefix + b"clock", timeout)
 
-    async def _run_on(self, script: Script, name: bytes, *arguments: Word) -> Any:
-        changed = self._changed.get(script.sha)
-        if changed is None:
-            source = script.source
-            if script is not PERMITTED:
-                assert source.count(_TIME) == source.count(_TTL) == 1
-                source = source.replace(_TIME, _CLOCK).replace(_TTL, _NO_TTL)
-            changed = Script(source, sha1(source).hexdigest().encode())
-            self._changed[script.sha] = changed
-        seconds, micros = divmod(round(self._wall() * 1e6), 1_000_000)
-        setting = self._ends().link.call(b"SET", self._prefix + b"clock", f"{seconds} {micros:06d}")
-        setting.add_done_callback(lambda it: it.cancelled() or it.exception())
-        return await super()._run_on(changed, name, *arguments)
-
-    async def _server_time(self, link: Link) -> float:
+    async def _server_time(self) -> float:
         return self._wall()
 
     def _wall(self) -> float:
         return self._clock.now().wall
+
+
+class _Clocked(Connections):
+    """Tells the server the time before each script.
+
+    Args:
+        key: where it is told.
+    """
+
+    def __init__(self, server: Server, clock: Clock, key: bytes, timeout: float) -> None:
+        super().__init__(server, timeout=timeout)
+        self._clock = clock
+        self._key = key
+        self._changed: dict[bytes, Script] = {}
+
+    async def run(self, script: Script, name: bytes, *arguments: Word) -> Any:
+        changed = self._changed.get(script.sha)
+        if changed is None:
+            source = script.source
+            assert source.count(_TIME) == source.count(_TTL) == 1
+            source = source.replace(_TIME, _CLOCK).replace(_TTL, _NO_TTL)
+            changed = Script(source, sha1(source).hexdigest().encode())
+            self._changed[script.sha] = changed
+        seconds, micros = divmod(round(self._clock.now().wall * 1e6), 1_000_000)
+        setting = self.ends().link.call(b"SET", self._key, f"{seconds} {micros:06d}")
+        setting.add_done_callback(lambda it: it.cancelled() or it.exception())
+        return await super().run(changed, name, *arguments)

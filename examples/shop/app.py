@@ -131,6 +131,7 @@ def view(request: Request) -> dict[str, Any]:
         "age": max(0, int(time.time()) - session.get("started", int(time.time()))),
         "minutes": round(session.timeout / 60),
         "key": session.key[:12] if workers else None,
+        "grid": os.environ.get("GRID_SHOWN"),
         "clicks": CLICKS,
         "pause": round(PAUSE * 1000),
     }

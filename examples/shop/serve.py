@@ -3,7 +3,8 @@
 The environment sets:
     PORT     where to listen (8000); 0 takes a free port
     WORKERS  how many processes serve (2)
-    GRID     the connection string of the session grid (embedded:)
+    GRID     the connection string of the session grid (embedded:); with redis://… shops on several
+             machines, or at several ports, share their sessions
     HOST     the address to listen at (127.0.0.1: this machine only)
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import socket
 import sys
@@ -50,6 +52,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 async def try_grid(connection_string: str) -> str:
     """Open the grid once, so that what is wrong with it is said once, not by each worker."""
+    logging.getLogger("gridsession").addHandler(logging.NullHandler())  # workers log, this ends
     async with open_grid(connection_string, namespace="shop") as grid:
         return grid.where
 
@@ -63,10 +66,13 @@ def main() -> None:
     os.environ["WEB_CONCURRENCY"] = str(workers)  # memory:// refuses to be used by several
     try:
         where = asyncio.run(try_grid(grid))
-    except (SettingsError, GridUnavailable) as error:
+    except GridUnavailable as error:
+        sys.exit(f"serve.py: GRID: {error}; start it, or leave GRID out to use a file")
+    except SettingsError as error:
         sys.exit(f"serve.py: GRID: {error}")
+    os.environ["GRID_SHOWN"] = where  # without password; the page names it
 
-    logging = {
+    log_config = {
         **LOGGING_CONFIG,
         "loggers": {
             **LOGGING_CONFIG["loggers"],
@@ -82,7 +88,7 @@ def main() -> None:
         config = uvicorn.Config(
             "examples.shop.app:app",
             workers=workers,
-            log_config=logging,
+            log_config=log_config,
             log_level="warning",
             access_log=False,
             server_header=False,

@@ -89,8 +89,9 @@ class SessionSettings:
     Args:
         connection_string: which grid. `embedded:` (default) shares sessions between the workers
             of one machine; `embedded:///path?max_size=512MiB&durable=true` says where and how
-            large; `memory://` keeps them in one process. `load` also takes it from a place that
-            you name.
+            large; `redis://host:6379/0`, `rediss://…` with TLS and `redis+unix://…` share them
+            between machines; `memory://` keeps them in one process. `load` also takes it from a
+            place that you name.
         namespace: sets the sessions of several applications on one grid apart. By default the path
             under which the application knows to be mounted, else `/`; never a request's. FastAPI
             knows one by its argument `root_path`, which it now advises against: name one here.

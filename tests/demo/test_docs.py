@@ -8,9 +8,11 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
@@ -27,12 +29,16 @@ from gridsession import (
     SessionReplaced,
     SessionSettings,
 )
+from gridsession.grids.redis import RedisGrid
+from gridsession.sources.connection_string import RedisAddress, parse
 from gridsession.web.starlette import SessionMiddleware, session_of
+from tests.redis_server import RedisServer
 from tests.web.live import cookie_of
 
 ROOT = Path(__file__).parents[2]
 STREAMS = (ROOT / "docs" / "streams.md").read_text(encoding="utf-8")
 CSRF = (ROOT / "docs" / "csrf.md").read_text(encoding="utf-8")
+FARM = (ROOT / "docs" / "farm.md").read_text(encoding="utf-8")
 # What the pages' code takes as imported.
 NAMES: dict[str, Any] = {
     "AsyncIterator": AsyncIterator,
@@ -188,3 +194,59 @@ def test_a_socket_of_another_site_is_refused() -> None:
         with pytest.raises(WebSocketDisconnect) as closed:
             client.websocket_connect("/", headers=headers).__enter__()
         assert closed.value.code == 1008
+
+
+# -- a farm ---------------------------------------------------------------------------------------
+
+
+def test_a_farm(tmp_path: Path) -> None:
+    with_provider, with_client = blocks(FARM)
+    asked_for: list[str] = []
+
+    def read(name: str) -> str:
+        asked_for.append(name)
+        return "hunter2"
+
+    async def count(request: Request) -> Response:
+        request.session["n"] = request.session.get("n", 0) + 1
+        return PlainTextResponse(str(request.session["n"]))
+
+    with RedisServer(tmp_path, appendonly="yes") as server:
+        server.admin.acl_setuser(
+            "shop",
+            enabled=True,
+            passwords=["+hunter2"],
+            keys=["*"],
+            channels=["*"],
+            commands=["+@all"],
+        )
+        app = Starlette(routes=[Route("/", count)])
+        address = "rediss://cache-1:6379/0"
+        assert with_provider.count(address) == 1
+        run(with_provider.replace(address, server.url), app=app, vault=SimpleNamespace(read=read))
+        with TestClient(app, base_url="https://shop.example") as client:
+            assert [client.get("/").text for _ in range(3)] == ["1", "2", "3"]
+        assert set(asked_for) == {"redis/shop"}
+        assert list(server.admin.scan_iter("gs:shop:{*"))
+
+        client_of_their_own: Any = Redis(port=server.port, username="shop", password="hunter2")
+        grid = run(with_client, client=client_of_their_own, RedisGrid=RedisGrid)["grid"]
+
+        async def use() -> None:
+            async with (
+                SessionProvider(SessionSettings(), grid=grid) as provider,
+                provider.open(None) as session,
+            ):
+                session["n"] = 1
+            await grid.close()
+
+        asyncio.run(use())
+        assert len(list(server.admin.scan_iter("gs:shop:{*"))) == 2
+
+
+def test_the_addresses_on_the_page_about_farms() -> None:
+    named = re.findall(r"^\| `([^`]+)` \|", FARM, re.MULTILINE)
+    addresses = [text.replace("…", "x") for text in named if "://" in text or "Gateways" in text]
+    assert len(addresses) == 8
+    for address in addresses:
+        assert isinstance(parse(address), RedisAddress)

@@ -15,7 +15,7 @@ import pytest
 from gridsession.errors import GridUnavailable
 from gridsession.grids.contract import Committed, Found, Missing
 from gridsession.grids.redis import RedisGrid
-from gridsession.grids.redis.grid import PARTS
+from gridsession.grids.redis.names import PARTS
 from gridsession.testing.contract_hooks import Visitor, a_change, a_claim, a_new, expect
 from tests.clocked_redis import ClockedRedisGrid
 from tests.provider.harness import in_loop
@@ -168,21 +168,21 @@ async def test_an_earlier_deadline_is_in_the_index_before_it_is_in_the_record() 
         made = await visitor.create(timeout=1000.0, claim=holder)
         part = part_of(namespace, visitor.key)
         # A worker that dies between the two leaves the earlier entry and the record as it was.
-        real, seen = grid._ask, []
+        real, seen = grid.connections.ask, []
 
         async def die(*words: Any) -> Any:
             seen.append(words)
             await real(*words)
             raise GridUnavailable("died")
 
-        grid._ask = die  # type: ignore[method-assign]
+        grid.connections.ask = die  # type: ignore[method-assign]
         with pytest.raises(GridUnavailable, match="died"):
             await visitor.commit(holder, a_change(b"shorter", timeout=10.0))
         assert [words[0] for words in seen] == [b"ZADD"]
         assert admin().zscore(part, visitor.key) < made.deadline - 900
         found = await visitor.found()
         assert (found.payload, found.deadline) == (b"new", made.deadline)
-        grid._ask = real  # type: ignore[method-assign]
+        grid.connections.ask = real  # type: ignore[method-assign]
         done = await visitor.commit(holder, a_change(b"shorter", timeout=10.0))
         assert done.version.counter == 2
         assert admin().zscore(part, visitor.key) <= done.deadline + 0.5
@@ -302,6 +302,7 @@ def test_a_script_says_what_it_takes_and_touches_one_key(name: str) -> None:
 
 
 def test_every_script_is_in_use() -> None:
-    grid = (files("gridsession.grids.redis") / "grid.py").read_text(encoding="utf-8")
+    folder = files("gridsession.grids.redis")
+    used = "".join((folder / f"{name}.py").read_text("utf-8") for name in ("grid", "permissions"))
     for name in SCRIPTS:
-        assert f"scripts.{name.upper()}" in grid, name
+        assert re.search(rf"\b{name.upper()}\b", used), name

@@ -82,7 +82,7 @@ def test_it_is_found(app: object) -> None:
 
 def test_settings_are_known_of_one_that_cannot_work() -> None:
     app = Starlette()
-    app.add_middleware(SessionMiddleware, connection_string="redis://cache", timeout=77)
+    app.add_middleware(SessionMiddleware, connection_string="redis+cluster://a,b", timeout=77)
     found = find_middleware(app)
     assert found.middleware.error is not None
     assert found.settings is not None

@@ -159,7 +159,7 @@ def test_a_second_process_that_cannot_open_the_grid(monkeypatch: pytest.MonkeyPa
         run(hands_off())  # a memory of its own, where there is no such record
     monkeypatch.setattr(hand_off, "open_grid", lambda *args, **kwargs: open_grid("memory://"))
     with pytest.raises(NotMeasured, match="the second process: connection_string: ") as raised:
-        run(hands_off(connection_string="redis://:hunter2@cache"))
+        run(hands_off(connection_string="redis+cluster://:hunter2@a,b"))
     assert "hunter2" not in str(raised.value)
 
 

@@ -88,7 +88,7 @@ async def test_a_creation_is_pipelined(grid: RedisGrid, monkeypatch: pytest.Monk
     order: list[str] = []
     async with browsing("asgi", handler, grid) as browser:
         await browser.ask(path="/add")
-        link = grid._ends().link
+        link = grid.connections.ends().link
         real = link.call
 
         def call(*words: bytes | str | float) -> asyncio.Future[object]:

@@ -30,10 +30,11 @@ from gridsession.sources.connection_string import (
 )
 from gridsession.sources.given import CONFIG_VARIABLE
 from gridsession.tools.find_app import AppError, find_middleware, import_app
-from gridsession.tools.findings import of_place, of_settings, of_times
+from gridsession.tools.findings import of_place, of_server, of_settings, of_times
 from gridsession.tools.hand_off import NotMeasured, hand_offs, why
 from gridsession.tools.measure import RECORD_SECONDS, Left, OwnRecord, WrongAnswer, own_record
 from gridsession.tools.place import Facts, look, look_inside
+from gridsession.tools.redis_server import ask, cure
 from gridsession.tools.report import Report, settings_of
 
 _LOG = logging.getLogger("gridsession")
@@ -111,15 +112,7 @@ def _from_settings(report: Report, config: Path | None) -> SessionProvider | Non
         _take_namespace(report, provider)
         return provider
     except SettingsError as error:
-        if isinstance(settings.address(), RedisAddress):
-            report.say(
-                "error",
-                f"{shown(settings.address())}: this release has no grid for Redis; nothing was "
-                "asked of it, and an application with this setting does not start",
-                "use embedded: (one machine), or a release that has the grid",
-            )
-        else:
-            report.say("error", str(error), "mend connection_string, or install its package")
+        report.say("error", str(error), "mend connection_string, or install its package")
     except ImportError as error:
         report.say(
             "error",
@@ -171,14 +164,7 @@ def _take_settings(report: Report, settings: SessionSettings) -> None:
     address = settings.address()
     report.grid = {"kind": _kind(address)}
     if isinstance(address, RedisAddress):
-        report.grid |= {
-            "address": shown(address),
-            "form": address.kind,
-            "tls": address.tls,
-            "database": address.db,
-            "service": address.service,
-            "min_replicas": address.min_replicas,
-        }
+        report.grid |= {"where": shown(address), "form": address.kind, "tls": address.tls}
 
 
 def _kind(address: Address) -> str:
@@ -209,6 +195,8 @@ def _look_at_grid(report: Report, provider: SessionProvider, tell: Tell) -> None
         return
     if not provider.owns_grid:
         report.grid = {"kind": type(provider.grid).__name__, "made_by": "the application"}
+    if _redis(provider.grid) is not None:
+        report.grid |= {"kind": "redis", "where": provider.grid.where}
     embedded = _embedded(provider.grid)
     facts = None
     if embedded is not None:
@@ -240,22 +228,38 @@ def _embedded(grid: Grid) -> Any:
     return grid if isinstance(grid, EmbeddedGrid) else None
 
 
+def _redis(grid: Grid) -> Any:
+    """The grid where it is one in Redis, as itself."""
+    try:
+        from gridsession.grids.redis import RedisGrid
+    except ImportError:  # its package is not there
+        return None
+    return grid if isinstance(grid, RedisGrid) else None
+
+
 async def _measure(
     report: Report, provider: SessionProvider, facts: Facts | None, tell: Tell
 ) -> None:
-    grid = provider.grid
+    grid, redis = provider.grid, _redis(provider.grid)
     try:
         tell("opening the grid")
-        await grid.open()
+        if redis is None:
+            await grid.open()
+        elif not await _open_redis(report, redis):
+            return
         try:
-            if facts is not None:
+            if redis is not None:
+                tell("asking the server about itself")
+                await _take_server(report, redis)
+            elif facts is not None:
                 _take_inside(report, grid, facts)
             else:
                 report.grid["where"] = grid.where
             async with own_record(grid) as record:
                 await _ask(report, record, tell)
             await _hand_off(report, provider, tell)
-            report.findings += of_times(report.round_trip, report.hand_off)
+            is_farm = redis is not None
+            report.findings += of_times(report.round_trip, report.hand_off, is_farm=is_farm)
         finally:
             await grid.close()
     except Left:
@@ -278,6 +282,27 @@ async def _measure(
         report.say("error", str(error), "docs/errors.md says what to do")
     except Exception as error:  # its text is another's, and may hold a password
         report.say("error", f"the grid failed: {type(error).__name__}", "look at its own log")
+
+
+async def _open_redis(report: Report, grid: Any) -> bool:
+    """Whether the server lets us in; what keeps us out is said, and what to do about it."""
+    try:
+        await grid.open()
+    except (SettingsError, GridUnavailable) as error:
+        what = str(error)
+        heals = "" if isinstance(error, SettingsError) else "; until then requests get 503"
+        do = cure(what) or "docs/errors.md says more"
+        report.say("error", what, do + heals)
+        await grid.close()
+        return False
+    return True
+
+
+async def _take_server(report: Report, grid: Any) -> None:
+    facts = await ask(grid)
+    report.grid |= facts.shown()
+    report.ping = facts.ping
+    report.findings += of_server(facts)
 
 
 def _take_inside(report: Report, grid: Any, before: Facts) -> None:
@@ -338,12 +363,18 @@ class _Collected(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        if not text.startswith(_ON_MEMORY):
+        if not text.startswith((_ON_MEMORY, *self._of_redis())):
             self._report.say(
                 "error" if record.levelno >= logging.ERROR else "warning",
                 text,
                 "the application logs the same when it starts",
             )
+
+    def _of_redis(self) -> tuple[str, ...]:
+        """What a grid in Redis logs of its server; the report says it in its own words."""
+        if self._report.grid.get("kind") != "redis":
+            return ()
+        return (f"{self._report.grid['where']}: ", "sessions cannot be reached: ")
 
 
 @contextlib.contextmanager

@@ -1,16 +1,19 @@
-"""What settings, an embedded grid's folder and measured times mean, and what to do. Pure."""
+"""What settings, a grid's folder or server and measured times mean, and what to do. Pure."""
 
 from __future__ import annotations
 
 from gridsession.settings import SessionSettings, seconds
 from gridsession.sources.connection_string import EmbeddedAddress, MemoryAddress
 from gridsession.tools.place import Facts
+from gridsession.tools.redis_server import ServerFacts
 from gridsession.tools.report import Finding, Timing, in_words
 
 _PROXY_SECONDS = 60.0  # nginx's proxy_read_timeout, AWS's load balancers
 _LITTLE_DISK = 256 << 20  # bytes
 _FULL = 0.8  # of the bytes that sessions may take
 _SLOW_ROUND_TRIP = 0.050  # seconds; a disk that is waited for twice takes 5 to 20 ms
+_SLOW_PING = 0.010  # seconds; within one region 0.1 to 2 ms
+_CLOCKS_APART = 1.0  # seconds
 _SLOW_HAND_OFF = 0.2  # seconds; above, waiters find out by asking, each second
 _IN_MEMORY = ("tmpfs", "ramfs")
 _CLIENT_CACHE = ("client_cache_type", "client_cache_capacity")
@@ -148,8 +151,53 @@ def _of_room(facts: Facts) -> list[Finding]:
     return findings
 
 
-def of_times(round_trip: Timing | None, hand_off: Timing | None) -> list[Finding]:
-    """What measured times mean."""
+def of_server(facts: ServerFacts) -> list[Finding]:
+    """What is to be said of a Redis."""
+    from gridsession.grids.redis.health import examined
+
+    findings = [Finding("warning", one.what, one.do) for one in examined(facts.info | facts.kept)]
+    if "INFO" in facts.may_not_ask:
+        findings.append(
+            Finding(
+                "warning",
+                "its user may not ask the server for INFO: memory, eviction, persistence and "
+                "replicas were not looked at, and are not at the application's start",
+                "give the user +info, or run the doctor once with an administrator's connection "
+                "string",
+            )
+        )
+    if abs(ahead := facts.clock_difference) > _CLOCKS_APART:
+        side = "ahead of" if ahead > 0 else "behind"
+        findings.append(
+            Finding(
+                "warning",
+                f"this machine's clock is {abs(ahead):.1f} s {side} the server's, by which "
+                "sessions expire: times in logs do not fit together, and expired sessions are "
+                "swept at other times",
+                "let all machines keep the time (NTP)",
+            )
+        )
+    text = f"{facts.name} {facts.version} answers a PING after {in_words(facts.ping.median)}"
+    findings.append(
+        Finding(
+            "warning",
+            f"{text}: each request that uses its session waits for two such ways",
+            "bring server and workers nearer to each other, or look at the server's load",
+        )
+        if facts.ping.median > _SLOW_PING
+        else Finding("ok", text)
+    )
+    return findings
+
+
+def of_times(
+    round_trip: Timing | None, hand_off: Timing | None, *, is_farm: bool = False
+) -> list[Finding]:
+    """What measured times mean.
+
+    Args:
+        is_farm: the grid is a server's, and not a file on this machine.
+    """
     findings = []
     if round_trip is not None:
         text = (
@@ -160,7 +208,9 @@ def of_times(round_trip: Timing | None, hand_off: Timing | None) -> list[Finding
             Finding(
                 "warning",
                 f"{text}: each request that uses its session takes that much longer",
-                "look at the disk (durable=true waits for it) or at the machine's load",
+                "look at the way to the server, and at its load"
+                if is_farm
+                else "look at the disk (durable=true waits for it) or at the machine's load",
             )
             if round_trip.median > _SLOW_ROUND_TRIP
             else Finding("ok", text)
@@ -171,8 +221,11 @@ def of_times(round_trip: Timing | None, hand_off: Timing | None) -> list[Finding
             Finding(
                 "warning",
                 f"{text}: its notice does not arrive, and those who wait find out by asking",
-                "look at the machine's load, and whether the processes may write to each other's "
-                "sockets (one user, one network namespace, one view of the folder)",
+                "look at the server's load, and whether what is in between keeps a second "
+                "connection open that is silent"
+                if is_farm
+                else "look at the machine's load, and whether the processes may write to each "
+                "other's sockets (one user, one network namespace, one view of the folder)",
             )
             if hand_off.median > _SLOW_HAND_OFF
             else Finding("ok", text)

@@ -71,7 +71,8 @@ class Report:
         version: of gridsession.
         settings: every option; none where they cannot be used.
         grid: what is known of where the records live, by name, in JSON's types.
-        round_trip: an exclusive request's two calls; None where that was not measured.
+        ping: of a grid's server, a call that does nothing; None where that was not measured.
+        round_trip: an exclusive request's two calls; None the same.
         hand_off: from a release in one process to the grant in another; None the same.
         findings: the settings' first.
     """
@@ -79,6 +80,7 @@ class Report:
     version: str
     settings: list[Setting] = field(default_factory=list)
     grid: dict[str, Any] = field(default_factory=dict)
+    ping: Timing | None = None
     round_trip: Timing | None = None
     hand_off: Timing | None = None
     findings: list[Finding] = field(default_factory=list)

@@ -27,6 +27,7 @@ def as_json(report: Report) -> str:
             "settings": [vars(setting) for setting in report.settings],
             "grid": report.grid,
             "measurements": {
+                "ping": _timing(report.ping),
                 "round_trip": _timing(report.round_trip),
                 "hand_off": _timing(report.hand_off),
             },
@@ -116,7 +117,7 @@ def _parts(report: Report) -> Iterator[tuple[str, Sequence[tuple[str, ...]]]]:
         )
     if report.grid:
         yield "Grid", [_fact(name, value) for name, value in report.grid.items()]
-    times = {"round trip": report.round_trip, "hand-off": report.hand_off}
+    times = {"ping": report.ping, "round trip": report.round_trip, "hand-off": report.hand_off}
     rows = [
         (
             name,

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 import struct
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
-from contextlib import suppress
-from typing import Any, NamedTuple
-from urllib.parse import quote
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
-from gridsession.errors import GridFull, GridUnavailable, SettingsError
+from gridsession.errors import GridUnavailable, SettingsError
 from gridsession.grids.contract import (
     EXISTS,
     GONE,
@@ -41,29 +38,22 @@ from gridsession.grids.contract import (
     Version,
 )
 from gridsession.grids.redis import scripts
+from gridsession.grids.redis.connections import Connections
 from gridsession.grids.redis.health import concerns
-from gridsession.grids.redis.link import Link
-from gridsession.grids.redis.notices import Notices
+from gridsession.grids.redis.names import PARTS, Names
+from gridsession.grids.redis.permissions import refused
 from gridsession.grids.redis.ready_client import server_of
 from gridsession.grids.redis.replies import ConnectionLost, Misset, ServerReply, failure
 from gridsession.grids.redis.scripts import Script
 from gridsession.grids.redis.server import CredentialProvider, Server, Word
 from gridsession.sources.connection_string import RedisAddress, parse
 
-PARTS = 64  # of the index of deadlines: what is due at one second lies on several nodes of a farm
 _PARTS_AT_ONCE = 8  # asked together by a sweep
 _MARGIN = 60.0  # seconds that a record outlives its end at the server where ends are not kept
+_A_DAY = 86400.0  # seconds
 _token = struct.Struct(">Q")
 
 log = logging.getLogger("gridsession")
-
-
-class _Ends(NamedTuple):
-    """One event loop's connections, and what closes them with it."""
-
-    link: Link
-    notices: Notices
-    until_loop_ends: AsyncGenerator[None]
 
 
 class RedisGrid:
@@ -76,18 +66,16 @@ class RedisGrid:
         server: where it is and how to get in.
         namespace: sets the records of several applications apart.
         timeout: seconds within which a call must have been answered.
+
+    Attributes:
+        connections, names: for tools that look behind the contract.
     """
 
     def __init__(self, server: Server, *, namespace: str = "/", timeout: float = 1.0) -> None:
-        self._server = server
-        self._timeout = timeout
-        # Without what means something in a name of the server's or in a pattern of its ACLs.
-        self._prefix = b"gs:%b:" % quote(namespace, safe="/").encode()
-        self._flag = self._prefix + b"ends"
+        self.connections = Connections(server, timeout=timeout)
+        self.names = Names(namespace)
         self._margin = _MARGIN
-        self._by_loop: dict[asyncio.AbstractEventLoop, _Ends] = {}
         self._is_checked = False
-        self._pid = os.getpid()
 
     @classmethod
     def from_connection_string(
@@ -130,131 +118,73 @@ class RedisGrid:
 
     @property
     def where(self) -> str:
-        return self._server.where
+        return self.connections.server.where
 
     async def open(self) -> None:
-        self._leave_parent()
-        link = self._ends().link
+        self.connections.leave_parent()
         try:
-            await link.open()
-            await self._read_flag(link)
-            if not self._is_checked:
-                await self._check(link)
-        except Misset as error:
-            raise SettingsError(f"connection_string: {error}", option="connection_string") from None
+            await self._reach()
+            await self._read_flag()
         except ServerReply as error:
-            raise self._failed(error) from None
+            failed = failure(self.where, error)
+        except Misset as error:
+            failed = error
+        else:
+            return
+        if isinstance(failed, Misset):
+            raise SettingsError(
+                f"connection_string: {failed}", option="connection_string"
+            ) from None
+        raise failed
 
     async def close(self) -> None:
-        self._leave_parent()
-        loop = asyncio.get_running_loop()
-        ends = self._by_loop.get(loop)
-        if ends is not None:
-            await ends.link.settle()  # a request that was cancelled may be giving its lock back
-            self._by_loop.pop(loop, None)
-            await ends.until_loop_ends.aclose()
+        self.connections.leave_parent()
+        await self.connections.close()
 
-    # -- connections ----------------------------------------------------------------------
+    async def _reach(self) -> None:
+        try:
+            await self.connections.ends().link.open()
+        except ServerReply as error:
+            if not str(error).startswith("NOPERM"):
+                raise
+            self._is_checked = False  # a check names what is not permitted
+        if not self._is_checked:
+            await self._check()
 
-    def _ends(self) -> _Ends:
-        loop = asyncio.get_running_loop()
-        ends = self._by_loop.get(loop)
-        if ends is None:
-            for dead in [x for x in list(self._by_loop) if x.is_closed()]:
-                self._by_loop.pop(dead, None)
-            link = Link(self._server, timeout=self._timeout)
-            notices = Notices(self._server, timeout=self._timeout)
-            closing = _until_loop_ends(link, notices)
-            with suppress(StopIteration):  # to its yield: from here on the loop knows of it
-                closing.asend(None).send(None)
-            ends = self._by_loop[loop] = _Ends(link, notices, closing)
-        return ends
-
-    def _leave_parent(self) -> None:
-        """In a process that was forked from one that had connections: they are that one's."""
-        if self._pid != os.getpid():
-            self._pid = os.getpid()
-            # Kept, not dropped: to collect them would be to close them.
-            self._of_parent = self._by_loop
-            self._by_loop = {}
-
-    async def _check(self, link: Link) -> None:
+    async def _check(self) -> None:
         """What cannot heal by itself is an error at the start; what is unwise, a warning."""
-        probe = self._name(bytes(32))
-        refused = await self._run_on(scripts.PERMITTED, probe, self._part(bytes(32)), self._flag)
-        if refused:
-            names = ", ".join(sorted(name.decode() for name in refused))
+        where = self.where
+        names = ", ".join(await refused(self.connections, self.names))
+        if names:
             raise Misset(
-                f"{self.where} does not permit its user: {names} (on keys and channels that begin "
-                f"with {self._prefix.decode()}); docs/farm.md has the ACL rule"
+                f"{where} does not permit its user: {names} (on keys and channels that begin with "
+                f"{self.names.prefix.decode()}); docs/farm.md has the ACL rule"
             )
         if self._is_checked:  # by another request meanwhile
             return
         self._is_checked = True
         try:
-            told = await link.call(b"INFO", b"memory", b"persistence", b"replication")
+            told = await self.connections.ends().link.call(
+                b"INFO", b"memory", b"persistence", b"replication"
+            )
         except ServerReply:  # its user may not ask; `doctor` says so
             return
         for concern in concerns(told):
-            log.warning("%s: %s", self.where, concern)
+            log.warning("%s: %s", where, concern)
 
-    async def _read_flag(self, link: Link) -> bool:
+    async def _read_flag(self) -> bool:
         """Whether ends of sessions are kept for handlers, and so how long a record has to last."""
-        kept = await link.call(b"GET", self._flag)
+        kept = await self.connections.ask(b"GET", self.names.flag)
         try:
             self._margin = _MARGIN if kept is None else max(float(kept), _MARGIN)
         except ValueError:  # a newer release's
-            self._margin = max(self._margin, 86400.0)
+            self._margin = max(self._margin, _A_DAY)
         return kept is not None
 
-    # -- calls ----------------------------------------------------------------------------
-
-    def _name(self, key: bytes) -> bytes:
-        return b"%b{%b}" % (self._prefix, key)
-
-    def _part(self, key: bytes) -> bytes:
-        return b"%bdue:%d" % (self._prefix, key[0] % PARTS)
+    # -- the contract ---------------------------------------------------------------------
 
     def _run(self, script: Script, key: bytes, *arguments: Word) -> Coroutine[Any, Any, Any]:
-        return self._run_on(script, b"%b{%b}" % (self._prefix, key), *arguments)
-
-    async def _run_on(self, script: Script, name: bytes, *arguments: Word) -> Any:
-        ends = self._by_loop.get(asyncio.get_running_loop()) or self._ends()
-        asked_at = time.monotonic()
-        try:
-            return await ends.link.call(b"EVALSHA", script.sha, b"1", name, *arguments)
-        except ServerReply as error:
-            if not str(error).startswith("NOSCRIPT"):
-                raise self._failed(error) from None
-        except ConnectionLost:
-            pass
-        # Restarted, or its scripts were flushed; or the connection was cut, and nobody knows
-        # whether it was carried out. Every call may be repeated: its tokens say that it is the
-        # same. Once, and within the time that the first had.
-        left = self._timeout - (time.monotonic() - asked_at)
-        try:
-            async with asyncio.timeout(left):
-                return await ends.link.call(b"EVAL", script.source, b"1", name, *arguments)
-        except ServerReply as error:
-            raise self._failed(error) from None
-        except GridUnavailable as error:
-            error.never_asked = False  # the first try may have arrived
-            raise
-        except TimeoutError:
-            raise GridUnavailable(
-                f"{self.where} did not answer within {self._timeout:g} s"
-            ) from None
-
-    async def _ask(self, *words: Word) -> Any:
-        try:
-            return await self._ends().link.call(*words)
-        except ServerReply as error:
-            raise self._failed(error) from None
-
-    def _failed(self, error: ServerReply) -> GridUnavailable | GridFull:
-        return failure(self.where, error)
-
-    # -- the contract ---------------------------------------------------------------------
+        return self.connections.run(script, self.names.record(key), *arguments)
 
     async def create(
         self, key: bytes, new: NewRecord, claim: Claim | None = None
@@ -265,8 +195,8 @@ class RedisGrid:
         # the sweeper removes, and no record without an entry. A hint, so this machine's clock will
         # do.
         due = self._wall() + lasts
-        entry = (b"ZADD", self._part(key), b"LT", due, key)
-        indexed = self._ends().link.call(*entry)
+        entry = (b"ZADD", self.names.part(key), b"LT", due, key)
+        indexed = self.connections.ends().link.call(*entry)
         indexed.add_done_callback(_heard)
         outcome = await self._run(
             scripts.CREATE,
@@ -286,9 +216,9 @@ class RedisGrid:
         try:
             await indexed
         except ConnectionLost:
-            await self._ask(*entry)
+            await self.connections.ask(*entry)
         except ServerReply as error:  # stored, but nobody would sweep it: it has to be told
-            raise GridUnavailable(str(self._failed(error))) from None
+            raise GridUnavailable(str(failure(self.where, error))) from None
         return _committed(outcome, new.commit_token)
 
     async def acquire(
@@ -338,11 +268,12 @@ class RedisGrid:
         return found
 
     async def wait(self, key: bytes, token: bytes, seconds: float) -> None:
-        await self._ends().notices.wait(self._name(key), token, seconds)
+        notices = self.connections.ends().notices
+        await notices.wait(self.names.record(key), token, seconds)
 
     def _forget(self, token: bytes) -> None:
         """Nobody waits under this token any more."""
-        self._ends().notices.forget(token)
+        self.connections.ends().notices.forget(token)
 
     async def commit(
         self, key: bytes, token: bytes, change: Change, *, release: bool
@@ -350,7 +281,7 @@ class RedisGrid:
         outcome = await self._commit(key, token, change, release, b"0")
         if type(outcome) is list and outcome[0] == scripts.UNINDEXED:
             # Ahead of the record, as at its making.
-            await self._ask(b"ZADD", self._part(key), b"LT", outcome[1], key)
+            await self.connections.ask(b"ZADD", self.names.part(key), b"LT", outcome[1], key)
             outcome = await self._commit(key, token, change, release, b"1")
         if outcome == scripts.LOCK_LOST:
             return LOCK_LOST
@@ -398,39 +329,32 @@ class RedisGrid:
         return LOCK_LOST if outcome == scripts.LOCK_LOST else GONE
 
     async def sweep(self, limit: int) -> int:
-        link = self._ends().link
-        try:
-            if await self._read_flag(link):
-                return 0  # ends are kept for handlers, and this release has none: not ours to take
-            now, looked_at = await self._server_time(link), 0
-            first = random.randrange(PARTS)  # workers do not look at the same ones
-            for some in range(0, PARTS, _PARTS_AT_ONCE):
-                parts = [
-                    b"%bdue:%d" % (self._prefix, (first + some + n) % PARTS)
-                    for n in range(_PARTS_AT_ONCE)
-                ]
-                due = await self._due(link, parts, now, limit - looked_at)
-                await asyncio.gather(*(self._look_at(*entry) for entry in due))
-                looked_at += len(due)
-                if looked_at >= limit:
-                    break
-        except ServerReply as error:
-            raise self._failed(error) from None
+        if await self._read_flag():
+            return 0  # ends are kept for handlers, and this release has none: not ours to take
+        now, looked_at = await self._server_time(), 0
+        first = random.randrange(PARTS)  # workers do not look at the same ones
+        for some in range(first, first + PARTS, _PARTS_AT_ONCE):
+            parts = [self.names.part_at(some + number) for number in range(_PARTS_AT_ONCE)]
+            due = await self._due(parts, now, limit - looked_at)
+            await asyncio.gather(*(self._look_at(*entry) for entry in due))
+            looked_at += len(due)
+            if looked_at >= limit:
+                break
         return looked_at
 
-    async def _server_time(self, link: Link) -> float:
-        seconds, micros = await link.call(b"TIME")
+    async def _server_time(self) -> float:
+        seconds, micros = await self.connections.ask(b"TIME")
         return int(seconds) + int(micros) / 1e6
 
     _wall = staticmethod(time.time)
 
     async def _due(
-        self, link: Link, parts: list[bytes], now: float, limit: int
+        self, parts: list[bytes], now: float, limit: int
     ) -> list[tuple[bytes, bytes, float]]:
         """Part, key and score of up to `limit` entries whose second has come."""
         found = await asyncio.gather(
             *(
-                link.call(
+                self.connections.ask(
                     *(b"ZRANGE", part, b"-inf", now, b"BYSCORE"),
                     *(b"LIMIT", 0, limit, b"WITHSCORES"),
                 )
@@ -446,19 +370,7 @@ class RedisGrid:
 
     async def _look_at(self, part: bytes, key: bytes, score: float) -> None:
         again = await self._run(scripts.SWEEP, key, self._margin)
-        await self._run_on(scripts.INDEX, part, key, repr(score), again)
-
-
-async def _until_loop_ends(link: Link, notices: Notices) -> AsyncGenerator[None]:
-    """Closes both when it is closed, at the latest by its event loop when that ends.
-
-    Test clients make a loop for each request, and nobody tells us of its end.
-    """
-    try:
-        yield
-    finally:
-        notices.close()
-        link.close()
+        await self.connections.run(scripts.INDEX, part, key, repr(score), again)
 
 
 def _heard(future: asyncio.Future[Any]) -> None:

@@ -153,7 +153,9 @@ class Server:
                     await self._connect(connection, place)
                     await self._greet(connection)
             except TimeoutError:
-                failed = GridUnavailable(f"{self.where} did not answer within {timeout:g} s")
+                # A server that waits for the rest of a line does not answer TLS's first words.
+                hint = "; if it speaks no TLS, the scheme is redis://" if self.tls else ""
+                failed = GridUnavailable(f"{self.where} did not answer within {timeout:g} s{hint}")
             except OSError as error:
                 failed = unreachable(self.where, error)
             except ServerReply as error:
@@ -218,7 +220,14 @@ class Server:
         if server.get(b"role") != b"master":
             raise GridUnavailable(f"{self.where} is a replica and takes no writes")
         if self.db:
-            await connection.ask(b"SELECT", self.db)
+            try:
+                await connection.ask(b"SELECT", self.db)
+            except ServerReply as error:
+                if not str(error).startswith("NOPERM"):
+                    raise
+                raise Misset(
+                    f"{self.where} does not permit its user: SELECT; without it db has to be 0"
+                ) from None
 
     def _too_old(self, version: str) -> Misset:
         return Misset(f"{self.where} is Redis {version}; gridsession needs 7.0 or newer")
