@@ -39,13 +39,14 @@ from gridsession.grids.contract import (
 )
 from gridsession.grids.redis import scripts
 from gridsession.grids.redis.connections import Connections
+from gridsession.grids.redis.credentials import CredentialProvider
 from gridsession.grids.redis.health import concerns
 from gridsession.grids.redis.names import PARTS, Names
 from gridsession.grids.redis.permissions import refused
 from gridsession.grids.redis.ready_client import server_of
 from gridsession.grids.redis.replies import ConnectionLost, Misset, ServerReply, failure
 from gridsession.grids.redis.scripts import Script
-from gridsession.grids.redis.server import CredentialProvider, Server, Word
+from gridsession.grids.redis.server import Server, Word
 from gridsession.sources.connection_string import RedisAddress, parse
 
 _PARTS_AT_ONCE = 8  # asked together by a sweep
@@ -132,9 +133,7 @@ class RedisGrid:
         else:
             return
         if isinstance(failed, Misset):
-            raise SettingsError(
-                f"connection_string: {failed}", option="connection_string"
-            ) from None
+            raise self.connections.server.wrong(str(failed)) from None
         raise failed
 
     async def close(self) -> None:

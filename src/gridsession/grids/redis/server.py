@@ -9,16 +9,18 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import hiredis
 
 from gridsession.errors import GridUnavailable, SettingsError
+from gridsession.grids.redis.credentials import CredentialProvider, Credentials, asked
 from gridsession.grids.redis.replies import ConnectionLost, Misset, ServerReply, failure
-from gridsession.grids.redis.tls import Tls
+from gridsession.grids.redis.tls import Tls, meaning_of
 from gridsession.sources.connection_string import RedisAddress
 
 OLDEST = (7, 0)  # sharded notices, flags of scripts, what a script may ask of its own permissions
+_ALERT_PAUSE = 0.05  # seconds in which a server that lets us connect by TLS may still refuse us
 _KEEPALIVE = (  # so that a connection on which nobody asks is not forgotten on the way
     ("TCP_KEEPIDLE", 30),
     ("TCP_KEEPINTVL", 10),
@@ -28,19 +30,6 @@ _KEEPALIVE = (  # so that a connection on which nobody asks is not forgotten on 
 Word = bytes | str | int | float  # of a command
 # Its own annotation says that a command has one word.
 pack_command: Callable[[tuple[Word, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
-
-Credentials = tuple[str | None, str | None]  # user, password
-
-
-class CredentialProvider(Protocol):
-    """Asked at each new connection: redis-py's interface, whose implementations fit.
-
-    One that has `get_credentials_async` is asked by that.
-    """
-
-    def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        """(user, password), or (password,)."""
-        ...
 
 
 class Asker(asyncio.Protocol):
@@ -72,6 +61,7 @@ class Server:
         client_name: shown by CLIENT LIST.
         connect_timeout: seconds for one try to connect, the greeting included; None for as long as
             a call may take.
+        named_by: what names all this, for errors: `connection_string` or `client`.
     """
 
     where: str
@@ -82,6 +72,12 @@ class Server:
     db: int = 0
     client_name: str | None = None
     connect_timeout: float | None = None
+    named_by: str = "connection_string"
+
+    def wrong(self, text: str) -> SettingsError:
+        """The error for what will not heal."""
+        option = self.named_by if self.named_by == "connection_string" else None
+        return SettingsError(f"{self.named_by}: {text}", option=option)
 
     def __repr__(self) -> str:
         return f"Server({self.where!r})"
@@ -144,38 +140,78 @@ class Server:
             GridUnavailable: it cannot be reached now.
             Misset: it refused us, and will.
         """
-        timeout = self.connect_timeout or timeout
+        # Whoever waits for a connection does so no longer for there being several hosts.
+        # And a little less long, so that they are told why, and not only that it took too long.
+        most = self.connect_timeout or timeout
+        timeout = self.connect_timeout or 0.9 * timeout / max(1, len(self.hosts))
         failed: GridUnavailable | None = None
         for place in self.hosts or (None,):
-            connection = make()
             try:
-                async with asyncio.timeout(timeout):
-                    await self._connect(connection, place)
-                    await self._greet(connection)
-            except TimeoutError:
-                # A server that waits for the rest of a line does not answer TLS's first words.
-                hint = "; if it speaks no TLS, the scheme is redis://" if self.tls else ""
-                failed = GridUnavailable(f"{self.where} did not answer within {timeout:g} s{hint}")
-            except OSError as error:
-                failed = unreachable(self.where, error)
-            except ServerReply as error:
-                failed = _unavailable(self.where, error)
-            except ConnectionLost as error:
-                hint = "; if it wants TLS, the scheme is rediss://" if self._may_want_tls() else ""
-                failed = GridUnavailable(f"{error}{hint}")
+                return await self._reach(make, place, timeout, most)
             except GridUnavailable as error:
-                failed = error
-            except BaseException:
-                connection.lose(GridUnavailable("given up"))
-                raise
-            else:
-                return connection
-            connection.lose(failed)
+                if not isinstance(failed, Misset):  # what will not heal comes before what may
+                    failed = error
         assert failed is not None
         raise failed
 
-    def _may_want_tls(self) -> bool:
-        return self.tls is None and self.socket_path is None
+    async def _reach(
+        self,
+        make: Callable[[], Connection],
+        place: tuple[str, int] | None,
+        timeout: float,
+        most: float,
+    ) -> Connection:
+        try:
+            return await self._try(make, place, timeout, most)
+        except ConnectionLost as error:
+            if self.tls is None:
+                hint = "" if place is None else "; if it wants TLS, the scheme is rediss://"
+                raise GridUnavailable(f"{error}{hint}") from None
+        # A server that does not accept our certificate says so after the handshake, and goes; what
+        # we write meanwhile can keep us from reading it. So once more, and nothing is written yet.
+        try:
+            return await self._try(make, place, timeout, most, pause=_ALERT_PAUSE)
+        except ConnectionLost as error:
+            raise GridUnavailable(str(error)) from None
+
+    async def _try(
+        self,
+        make: Callable[[], Connection],
+        place: tuple[str, int] | None,
+        timeout: float,
+        most: float,
+        pause: float = 0.0,
+    ) -> Connection:
+        connection = make()
+        # A server without TLS waits for the end of what it takes for a command.
+        hint = "" if self.tls is None else "; if it does not speak TLS, the scheme is redis://"
+        silent = f"{self.where} did not answer within {most:g} s{hint}"
+        try:
+            async with asyncio.timeout(timeout):
+                await self._connect(connection, place)
+                if pause:
+                    await asyncio.sleep(min(pause, timeout / 2))
+                silent = f"the credential provider did not answer within {most:g} s"
+                credentials = await self._credentials()
+                silent = f"{self.where} did not answer within {most:g} s"
+                await self._greet(connection, credentials)
+        except TimeoutError:
+            failed = GridUnavailable(silent)
+        except UnicodeError:  # a label of a name may not be so long
+            failed = GridUnavailable(f"{self.where}: the name of the host cannot be resolved")
+        except OSError as error:
+            failed = unreachable(self.where, error)
+        except ServerReply as error:
+            failed = _unavailable(self.where, error)
+        except GridUnavailable as error:
+            failed = error
+        except BaseException:
+            connection.lose(GridUnavailable("given up"))
+            raise
+        else:
+            return connection
+        connection.lose(failed)
+        raise failed
 
     async def _connect(self, connection: asyncio.Protocol, place: tuple[str, int] | None) -> None:
         loop = asyncio.get_running_loop()
@@ -192,11 +228,16 @@ class Server:
         )
         _keep_alive(transport.get_extra_info("socket").fileno())
 
-    async def _greet(self, connection: Asker) -> None:
+    async def _credentials(self) -> Credentials | None:
+        if self.credentials is None:
+            return None
+        given = self.credentials()
+        return await given if inspect.isawaitable(given) else given
+
+    async def _greet(self, connection: Asker, credentials: Credentials | None) -> None:
         words: list[Word] = [b"HELLO", 3]
-        if self.credentials is not None:
-            given = self.credentials()
-            user, password = await given if inspect.isawaitable(given) else given
+        if credentials is not None:
+            user, password = credentials
             words += [b"AUTH", user or "default", password or ""]
         if self.client_name is not None:
             words += [b"SETNAME", self.client_name]
@@ -233,23 +274,6 @@ class Server:
         return Misset(f"{self.where} is Redis {version}; gridsession needs 7.0 or newer")
 
 
-def asked(provider: CredentialProvider) -> Callable[[], Any]:
-    """What a `Server` asks for credentials."""
-
-    async def ask() -> Credentials:
-        asynchronous = getattr(provider, "get_credentials_async", None)
-        try:
-            given = provider.get_credentials() if asynchronous is None else await asynchronous()
-        except Exception as error:  # its text is another's, and may hold a password
-            raise GridUnavailable(
-                f"the credential provider failed: {type(error).__name__}"
-            ) from None
-        user, password = (None, *given) if len(given) == 1 else given
-        return user, password
-
-    return ask
-
-
 def _keep_alive(descriptor: int) -> None:
     # By a descriptor of our own: uvloop hands out no socket that takes options.
     with socket.socket(fileno=os.dup(descriptor)) as wire:
@@ -270,13 +294,8 @@ def _unavailable(where: str, reply: ServerReply) -> GridUnavailable:
 
 def unreachable(where: str, error: OSError) -> GridUnavailable:
     """Why a connection could not be made, in words."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return Misset(f"{where}: its certificate is not accepted: {error.verify_message}")
     if isinstance(error, ssl.SSLError):
-        reason = (error.reason or "failed").replace("_", " ").lower()
-        if "wrong version number" in reason or "record layer failure" in reason:
-            return Misset(f"{where} does not speak TLS; without it the scheme is redis://")
-        return Misset(f"{where}: TLS: {reason}")
+        return Misset(f"{where} {meaning_of(error)}")
     if isinstance(error, ConnectionRefusedError):
         return GridUnavailable(f"{where} refuses connections: no server listens there")
     if isinstance(error, socket.gaierror):
