@@ -90,6 +90,7 @@ def make_app(kind: str) -> Starlette:
     app.add_route("/add", add, methods=["POST"])
     app.add_route("/gated", gated, methods=["POST"])
     app.add_route("/read", read, methods=["GET"])
+    app.add_route("/look", read, methods=["GET"])  # with the lock, and stores nothing
     app.add_route("/heartbeat", heartbeat, methods=["GET"])
     return app
 

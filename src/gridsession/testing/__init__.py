@@ -11,5 +11,15 @@ if "pytest" in sys.modules:  # its asserts then show both sides, as those of a t
 from gridsession.testing.clock import ManualClock
 from gridsession.testing.contract import GridContract
 from gridsession.testing.contract_faults import BoundedGridContract, StoredGridContract
+from gridsession.testing.fault_proxy import FaultProxy
+from gridsession.testing.faults import Fault, random_faults
 
-__all__ = ["BoundedGridContract", "GridContract", "ManualClock", "StoredGridContract"]
+__all__ = [
+    "BoundedGridContract",
+    "Fault",
+    "FaultProxy",
+    "GridContract",
+    "ManualClock",
+    "StoredGridContract",
+    "random_faults",
+]

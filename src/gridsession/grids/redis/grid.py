@@ -7,8 +7,8 @@ import logging
 import random
 import struct
 import time
-from collections.abc import Coroutine, Sequence
-from typing import Any
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 from gridsession.errors import GridUnavailable, SettingsError
 from gridsession.grids.contract import (
@@ -53,6 +53,24 @@ _PARTS_AT_ONCE = 8  # asked together by a sweep
 _MARGIN = 60.0  # seconds that a record outlives its end at the server where ends are not kept
 _A_DAY = 86400.0  # seconds
 _token = struct.Struct(">Q")
+
+Answer = TypeVar("Answer")
+_RELEASED: dict[int, Released | LockLost | Gone] = {
+    scripts.OK: RELEASED,
+    scripts.LOCK_LOST: LOCK_LOST,
+    scripts.GONE_OR_MISSING: GONE,
+}
+_REMOVED: dict[int, Removed | LockLost | Gone] = {
+    scripts.OK: REMOVED,
+    scripts.LOCK_LOST: LOCK_LOST,
+    scripts.GONE_OR_MISSING: GONE,
+}
+_RENEWED = {scripts.OK: True, scripts.LOCK_LOST: False}
+_TOUCHED = {scripts.OK: True, scripts.GONE_OR_MISSING: False}
+_REFUSED: dict[int, Replaced | Missing] = {
+    scripts.REFUSED: REPLACED,
+    scripts.GONE_OR_MISSING: MISSING,
+}
 
 log = logging.getLogger("gridsession")
 
@@ -180,6 +198,46 @@ class RedisGrid:
             self._margin = max(self._margin, _A_DAY)
         return kept is not None
 
+    # -- answers of scripts ---------------------------------------------------------------
+    # What is none says nothing of a session: it must not pass for missing.
+
+    def _senseless(self) -> GridUnavailable:
+        return GridUnavailable(f"{self.where} gave an answer that no script of ours gives")
+
+    def _one_of(self, outcome: object, meanings: Mapping[int, Answer]) -> Answer:
+        if type(outcome) is not int or outcome not in meanings:
+            raise self._senseless()
+        return meanings[outcome]
+
+    def _committed(self, outcome: Any, commit_token: int) -> Committed:
+        if type(outcome) is not list or len(outcome) != 3 or outcome[0] != scripts.OK:
+            raise self._senseless()
+        return Committed(Version(outcome[1], commit_token), outcome[2])
+
+    def _snapshot(self, outcome: Any) -> Snapshot | None:
+        if type(outcome) is not list or len(outcome) != 10 or outcome[0] != scripts.GRANTED:
+            return None
+        _, payload, counter, version, created, timeout, deadline, user, replaced, due = outcome
+        return Snapshot(
+            payload,
+            Version(counter, _token.unpack(version)[0]),
+            created,
+            timeout,
+            deadline,
+            None if user is None else user.decode(),
+            replaced == 1,
+            due == 1,
+        )
+
+    def _refused(self, outcome: Any) -> Busy | QueueFull | Replaced | Missing:
+        if type(outcome) is list:
+            if len(outcome) == 6 and outcome[0] == scripts.BUSY:
+                _, holder, held_for, ahead, retry_in, lock = outcome
+                return Busy(holder.decode(), held_for, ahead, retry_in, lock)
+            if len(outcome) == 3 and outcome[0] == scripts.QUEUE_FULL:
+                return QueueFull(outcome[1].decode(), outcome[2])
+        return self._one_of(outcome, _REFUSED)
+
     # -- the contract ---------------------------------------------------------------------
 
     def _run(self, script: Script, key: bytes, *arguments: Word) -> Coroutine[Any, Any, Any]:
@@ -212,13 +270,14 @@ class RedisGrid:
         )
         if outcome == scripts.EXISTS:
             return EXISTS
+        committed = self._committed(outcome, new.commit_token)
         try:
             await indexed
         except ConnectionLost:
             await self.connections.ask(*entry)
         except ServerReply as error:  # stored, but nobody would sweep it: it has to be told
             raise GridUnavailable(str(failure(self.where, error))) from None
-        return _committed(outcome, new.commit_token)
+        return committed
 
     async def acquire(
         self, key: bytes, secret: bytes, claim: Claim
@@ -233,10 +292,11 @@ class RedisGrid:
             claim.lease,
             claim.queue_limit,
         )
-        if type(outcome) is list and outcome[0] == scripts.GRANTED:
+        snapshot = self._snapshot(outcome)
+        if snapshot is not None:
             self._forget(claim.token)
-            return Granted(_snapshot(outcome))
-        refused = _refused(outcome)
+            return Granted(snapshot)
+        refused = self._refused(outcome)
         if type(refused) is not Busy:
             self._forget(claim.token)
         return refused
@@ -257,11 +317,8 @@ class RedisGrid:
                 watch.queue_limit,
                 seen or b"",
             )
-        found: Found | Busy | QueueFull | Replaced | Missing
-        if type(outcome) is list and outcome[0] == scripts.GRANTED:
-            found = Found(_snapshot(outcome))
-        else:
-            found = _refused(outcome)
+        snapshot = self._snapshot(outcome)
+        found = self._refused(outcome) if snapshot is None else Found(snapshot)
         if watch is not None and type(found) is not Busy:
             self._forget(watch.token)
         return found
@@ -278,7 +335,7 @@ class RedisGrid:
         self, key: bytes, token: bytes, change: Change, *, release: bool
     ) -> Committed | LockLost | Gone:
         outcome = await self._commit(key, token, change, release, b"0")
-        if type(outcome) is list and outcome[0] == scripts.UNINDEXED:
+        if type(outcome) is list and len(outcome) == 2 and outcome[0] == scripts.UNINDEXED:
             # Ahead of the record, as at its making.
             await self.connections.ask(b"ZADD", self.names.part(key), b"LT", outcome[1], key)
             outcome = await self._commit(key, token, change, release, b"1")
@@ -286,7 +343,7 @@ class RedisGrid:
             return LOCK_LOST
         if outcome == scripts.GONE_OR_MISSING:
             return GONE
-        return _committed(outcome, change.commit_token)
+        return self._committed(outcome, change.commit_token)
 
     def _commit(
         self, key: bytes, token: bytes, change: Change, release: bool, indexed: bytes
@@ -309,23 +366,20 @@ class RedisGrid:
 
     async def renew(self, leases: Sequence[tuple[bytes, bytes]], lease: float) -> list[bool]:
         calls = (self._run(scripts.RENEW, key, self._margin, token, lease) for key, token in leases)
-        return [outcome == scripts.OK for outcome in await asyncio.gather(*calls)]
+        outcomes = await asyncio.gather(*calls)
+        return [self._one_of(outcome, _RENEWED) for outcome in outcomes]
 
     async def release(self, key: bytes, token: bytes) -> Released | LockLost | Gone:
         self._forget(token)
         outcome = await self._run(scripts.RELEASE, key, self._margin, token)
-        if outcome == scripts.OK:
-            return RELEASED
-        return LOCK_LOST if outcome == scripts.LOCK_LOST else GONE
+        return self._one_of(outcome, _RELEASED)
 
     async def touch(self, key: bytes) -> bool:
-        return bool(await self._run(scripts.TOUCH, key, self._margin) == scripts.OK)
+        return self._one_of(await self._run(scripts.TOUCH, key, self._margin), _TOUCHED)
 
     async def remove(self, key: bytes, token: bytes | None = None) -> Removed | LockLost | Gone:
         outcome = await self._run(scripts.REMOVE, key, token or b"")
-        if outcome == scripts.OK:
-            return REMOVED
-        return LOCK_LOST if outcome == scripts.LOCK_LOST else GONE
+        return self._one_of(outcome, _REMOVED)
 
     async def sweep(self, limit: int) -> int:
         if await self._read_flag():
@@ -376,32 +430,3 @@ def _heard(future: asyncio.Future[Any]) -> None:
     """Its error was told, though nobody came for it."""
     if not future.cancelled():
         future.exception()
-
-
-def _committed(outcome: list[Any], commit_token: int) -> Committed:
-    _, counter, deadline = outcome
-    return Committed(Version(counter, commit_token), deadline)
-
-
-def _snapshot(outcome: list[Any]) -> Snapshot:
-    _, payload, counter, version, created, timeout, deadline, user, replaced, slide_due = outcome
-    return Snapshot(
-        payload,
-        Version(counter, _token.unpack(version)[0]),
-        created,
-        timeout,
-        deadline,
-        None if user is None else user.decode(),
-        replaced == 1,
-        slide_due == 1,
-    )
-
-
-def _refused(outcome: Any) -> Busy | QueueFull | Replaced | Missing:
-    if type(outcome) is list:
-        if outcome[0] == scripts.BUSY:
-            _, holder, held_for, ahead, retry_in, lock = outcome
-            return Busy(holder.decode(), held_for, ahead, retry_in, lock)
-        _, holder, held_for = outcome
-        return QueueFull(holder.decode(), held_for)
-    return REPLACED if outcome == scripts.REFUSED else MISSING

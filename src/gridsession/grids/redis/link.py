@@ -22,7 +22,15 @@ import hiredis
 
 from gridsession.errors import GridUnavailable
 from gridsession.grids.redis.replies import ConnectionLost, ServerReply, meaning_of
-from gridsession.grids.redis.server import Asker, Server, Word, pack_command, unreachable
+from gridsession.grids.redis.server import (
+    INCOMPLETE,
+    Asker,
+    Server,
+    Word,
+    pack_command,
+    unavailable,
+    unreachable,
+)
 
 MOST_PENDING = 20_000  # calls; a worker with so many under way is not helped by another one
 MOST_UNSENT = 64 << 20  # bytes that the server has not taken yet
@@ -63,6 +71,7 @@ class Link:
         self._wire: _Wire | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._waiting: deque[tuple[_Call, bytes]] = deque()  # until there is a connection
+        self._waiting_bytes = 0
         self._looking: asyncio.TimerHandle | None = None  # for calls that wait too long
         self._why: GridUnavailable | None = None  # why there is none; None while unknown
         self._is_told = False  # that the connection was lost
@@ -88,11 +97,12 @@ class Link:
             raise GridUnavailable(f"{self.name}: the connection was closed")
         if self._why is not None:  # known to be away, and somebody is trying already
             raise _never_asked(self._why)
-        if len(self._waiting) >= MOST_PENDING:
+        if len(self._waiting) >= MOST_PENDING or self._waiting_bytes > MOST_UNSENT:
             raise _never_asked(
                 GridUnavailable(f"{self.name}: too many calls wait for a connection")
             )
         self._waiting.append((call, packed))
+        self._waiting_bytes += len(packed)
         if self._looking is None:
             self._look_later()
         self._begin_to_connect()
@@ -112,6 +122,7 @@ class Link:
         if self._wire is not None:
             with suppress(GridUnavailable, ServerReply):
                 await self.call(b"PING")  # replies come in order: this one's last
+                await self.call(b"PING")  # and behind those of what had to be asked again
 
     def close(self) -> None:
         """Give the connection up; what is under way fails."""
@@ -163,9 +174,14 @@ class Link:
             self._is_told = False
             log.info("%s answers again", self.name)
         while self._waiting:
-            call, packed = self._waiting.popleft()
+            call, packed = self._next_waiting()
             if not call.future.done():
                 wire.send(call, packed)
+
+    def _next_waiting(self) -> tuple[_Call, bytes]:
+        call, packed = self._waiting.popleft()
+        self._waiting_bytes -= len(packed)
+        return call, packed
 
     def lost(self, wire: _Wire, error: GridUnavailable) -> None:
         """Told by a connection that has ended."""
@@ -185,7 +201,7 @@ class Link:
             log.warning("sessions cannot be reached: %s", error)
 
     def _fail_waiting(self, error: GridUnavailable) -> None:
-        waiting, self._waiting = self._waiting, deque()
+        waiting, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
         for call, _ in waiting:
             if not call.future.done():
                 call.future.set_exception(_never_asked(error))
@@ -194,7 +210,7 @@ class Link:
         self._looking = None
         now = self._loop.time()
         while self._waiting and self._waiting[0][0].deadline <= now:
-            call, _ = self._waiting.popleft()
+            call, _ = self._next_waiting()
             if not call.future.done():
                 call.future.set_exception(_never_asked(_overdue(self)))
         if self._waiting:
@@ -212,7 +228,7 @@ class _Wire(Asker):
         self._link = link
         self._loop = asyncio.get_running_loop()
         self._context = Context()
-        self._reader = hiredis.Reader()
+        self._reader = hiredis.Reader(notEnoughData=INCOMPLETE)
         self._transport: asyncio.Transport | None = None
         self._pending: deque[_Call] = deque()
         self._unsent: list[bytes] = []
@@ -279,15 +295,18 @@ class _Wire(Asker):
         reader, pending = self._reader, self._pending
         reader.feed(data)
         try:
-            while (reply := reader.gets()) is not False:
+            while (reply := reader.gets()) is not INCOMPLETE:
                 if type(reply) is hiredis.PushNotification:  # never a reply to anything
                     continue
+                if not pending and type(reply) is hiredis.ReplyError:  # told before it was asked
+                    self.lose(unavailable(self._link.name, ServerReply(str(reply))))
+                    return
                 future = pending.popleft().future
                 if type(reply) is hiredis.ReplyError:
                     self._refused(future, str(reply))
                 elif not future.done():  # else its caller has gone: the reply is dropped here
                     future.set_result(reply)
-        except (hiredis.ProtocolError, IndexError):
+        except (hiredis.ProtocolError, IndexError, TypeError):  # of a map with a list for a key
             self.lose(GridUnavailable(f"{self._link.name} does not speak Redis's protocol"))
 
     def eof_received(self) -> None:

@@ -8,6 +8,7 @@ poll: whatever fails here is answered by waiting without it.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from contextlib import suppress
 from contextvars import Context
 from typing import Any, cast
@@ -17,9 +18,10 @@ import hiredis
 from gridsession.errors import GridUnavailable
 from gridsession.grids.bells import Bells
 from gridsession.grids.redis.replies import ConnectionLost, ServerReply
-from gridsession.grids.redis.server import Asker, Server, Word, pack_command
+from gridsession.grids.redis.server import INCOMPLETE, Asker, Server, Word, pack_command
 
 TOKEN_BYTES = 16
+_LINGER_SECONDS = 1.0  # for which a channel is listened to after its last waiter has gone
 _IDLE_SECONDS = 10.0  # without anybody who waits, before the connection is closed
 
 
@@ -34,13 +36,14 @@ class Notices:
     def __init__(self, server: Server, *, timeout: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._server = server
-        self._timeout = timeout
+        self.timeout = timeout
         self._bells = Bells()
         self._channels: dict[bytes, set[bytes]] = {}  # tokens, by channel
         self._channel_of: dict[bytes, bytes] = {}
         self._ears: _Ears | None = None
         self._connecting: asyncio.Task[_Ears] | None = None
         self._closing: asyncio.TimerHandle | None = None
+        self._tidying: asyncio.TimerHandle | None = None
 
     async def wait(self, channel: bytes, token: bytes, seconds: float) -> None:
         """Return at a notice for `token`, or after `seconds`; at once where it begins to listen:
@@ -56,12 +59,14 @@ class Notices:
                 self._closing = None
         ears = self._ears
         if ears is None or not ears.hears(channel):
+            end = self._loop.time() + seconds
             with suppress(GridUnavailable, TimeoutError, ServerReply):
-                async with asyncio.timeout(min(seconds, self._timeout)):
+                async with asyncio.timeout(min(seconds, self.timeout)):
                     ears = await self._listening()
                     await ears.subscribe(channel)
                 return
-        if not begins:
+            seconds = end - self._loop.time()  # or who was handed the lock is passed over
+        if not begins and seconds > 0:
             await self._bells.wait(token, seconds)
 
     def forget(self, token: bytes) -> None:
@@ -74,16 +79,24 @@ class Notices:
         tokens.discard(token)
         if not tokens:
             del self._channels[channel]
-            if self._ears is not None:
-                self._ears.unsubscribe(channel)
-            if not self._channels:
-                self._closing = self._loop.call_later(
-                    _IDLE_SECONDS, self._hang_up, context=Context()
+            if self._tidying is None:  # not now: who has just been given a lock wants to work
+                self._tidying = self._loop.call_later(
+                    _LINGER_SECONDS, self._tidy, context=Context()
                 )
 
+    def _tidy(self) -> None:
+        """Listen no more for what nobody waits for."""
+        self._tidying = None
+        if self._ears is None:
+            return
+        self._ears.unsubscribe_but(self._channels)
+        if not self._channels and self._closing is None:
+            self._closing = self._loop.call_later(_IDLE_SECONDS, self._hang_up, context=Context())
+
     def close(self) -> None:
-        if self._closing is not None:
-            self._closing.cancel()
+        for timer in (self._closing, self._tidying):
+            if timer is not None:
+                timer.cancel()
         if self._connecting is not None:
             self._connecting.cancel()
         self._hang_up()
@@ -95,10 +108,14 @@ class Notices:
         if self._connecting is None:
             self._connecting = self._loop.create_task(self._open(), context=Context())
             self._connecting.add_done_callback(self._opened)
-        return await asyncio.shield(self._connecting)
+        connecting = self._connecting
+        await asyncio.wait([connecting])  # whoever is cancelled here leaves it to the others
+        if connecting.cancelled():  # by `close`; who waits was not
+            raise ConnectionLost("the connection was given up")
+        return connecting.result()
 
     async def _open(self) -> _Ears:
-        self._ears = ears = await self._server.reach(lambda: _Ears(self), timeout=self._timeout)
+        self._ears = ears = await self._server.reach(lambda: _Ears(self), timeout=self.timeout)
         return ears
 
     def _opened(self, task: asyncio.Task[_Ears]) -> None:
@@ -107,6 +124,7 @@ class Notices:
             task.exception()  # whoever waits for it is told; nobody else has to be
 
     def _hang_up(self) -> None:
+        self._closing = None
         if self._ears is not None:
             self._ears.hang_up()
 
@@ -117,7 +135,8 @@ class Notices:
         """Told by a connection that has ended: whoever waits asks, and then listens anew."""
         if ears is self._ears:
             self._ears = None
-            self._bells.ring_all()
+            if ears.has_listened:  # else nobody relied on it, and to ask at once would be to spin
+                self._bells.ring_all()
 
     def heard(self, tokens: bytes) -> None:
         for start in range(0, len(tokens), TOKEN_BYTES):
@@ -129,12 +148,13 @@ class _Ears(Asker):
 
     def __init__(self, notices: Notices) -> None:
         self._notices = notices
-        self._reader = hiredis.Reader()
+        self._reader = hiredis.Reader(notEnoughData=INCOMPLETE)
         self._transport: asyncio.Transport | None = None
         self._replies: list[asyncio.Future[Any]] = []
         self._subscribed: set[bytes] = set()
         self._asked: dict[bytes, asyncio.Future[None]] = {}
         self._is_lost = False
+        self.has_listened = False
 
     def hears(self, channel: bytes) -> bool:
         return channel in self._subscribed
@@ -158,7 +178,14 @@ class _Ears(Asker):
                 raise ConnectionLost("the connection was lost")
             asked = self._asked[channel] = asyncio.get_running_loop().create_future()
             self._transport.write(pack_command((b"SSUBSCRIBE", channel)))
+            asyncio.get_running_loop().call_later(
+                self._notices.timeout, self._look, asked, context=Context()
+            )
         await asyncio.shield(asked)
+
+    def _look(self, asked: asyncio.Future[None]) -> None:
+        if not asked.done():  # a firewall forgot the connection: nobody would tell us for minutes
+            self.hang_up()
 
     def unsubscribe(self, channel: bytes) -> None:
         if channel not in self._subscribed:  # not yet; it is given up when it is confirmed
@@ -167,6 +194,11 @@ class _Ears(Asker):
         self._asked.pop(channel, None)
         if self._transport is not None and not self._is_lost:
             self._transport.write(pack_command((b"SUNSUBSCRIBE", channel)))
+
+    def unsubscribe_but(self, channels: Collection[bytes]) -> None:
+        """Keep only these."""
+        for channel in [x for x in self._subscribed if x not in channels]:
+            self.unsubscribe(channel)
 
     def hang_up(self) -> None:
         self._lose()
@@ -183,25 +215,26 @@ class _Ears(Asker):
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
         try:
-            while (message := self._reader.gets()) is not False:
+            while (message := self._reader.gets()) is not INCOMPLETE:
                 if type(message) is hiredis.PushNotification:
                     self._pushed(message)
                 elif type(message) is hiredis.ReplyError:
                     self._refused(message)
                 elif self._replies and not (future := self._replies.pop(0)).done():
                     future.set_result(message)
-        except hiredis.ProtocolError:
+        except (hiredis.ProtocolError, TypeError):
             self.hang_up()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._lose()
 
     def _pushed(self, message: list[Any]) -> None:
-        kind, channel, rest = message
+        kind, channel, *rest = message
         if kind == b"smessage":
-            self._notices.heard(rest)
+            self._notices.heard(*rest)
         elif kind == b"ssubscribe" and (asked := self._asked.get(channel)) is not None:
             self._subscribed.add(channel)
+            self.has_listened = True
             if not asked.done():
                 asked.set_result(None)
             if not self._notices.is_waited_for(channel):
@@ -211,13 +244,18 @@ class _Ears(Asker):
             self.hang_up()
 
     def _refused(self, error: hiredis.ReplyError) -> None:
-        waiting = self._replies.pop(0) if self._replies else None
-        for future in [waiting] if waiting is not None else self._asked.values():
+        # To a command of the greeting; or to a subscription, and which one is not said. Whoever
+        # was refused asks again at the next poll: to end the connection would ring everybody.
+        refused: list[asyncio.Future[Any]] = self._replies[:1]
+        if refused:
+            del self._replies[0]
+        else:
+            unheard = [channel for channel in self._asked if channel not in self._subscribed]
+            refused = [self._asked.pop(channel) for channel in unheard]
+        for future in refused:
             if not future.done():
                 future.set_exception(ServerReply(str(error)))
                 future.exception()
-        if waiting is None:  # a subscription, and which one is not said
-            self.hang_up()
 
     def _lose(self) -> None:
         if self._is_lost:

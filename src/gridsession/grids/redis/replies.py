@@ -1,8 +1,8 @@
 """What a server's error replies mean for us, in words.
 
 A server repeats in some of its errors what it was asked, and what we ask holds secrets (promise
-9): so nothing of a reply is shown but its code and, where the words before the first quotation
-mark say more, those.
+9): so nothing of a reply is shown but its code and, where that is the `ERR` of all the rest, the
+plain words that follow it.
 """
 
 from __future__ import annotations
@@ -42,9 +42,18 @@ class _Meaning(NamedTuple):
 
 _CODES = {
     "LOADING": _Meaning("is loading its data from disk; it answers when that is done"),
-    "READONLY": _Meaning("is a replica and takes no writes", ends=True),
-    "MASTERDOWN": _Meaning("is a replica that has lost its primary", ends=True),
-    "OOM": _Meaning("has reached its maxmemory and takes no more session data", GridFull),
+    "READONLY": _Meaning(
+        "is a replica and takes no writes; it heals with a fail-over, or name its primary",
+        ends=True,
+    ),
+    "MASTERDOWN": _Meaning(
+        "is a replica that has lost its primary; it heals with a fail-over, or name its primary",
+        ends=True,
+    ),
+    "OOM": _Meaning(
+        "has reached its maxmemory and takes no more session data; raise it, or shorten timeout",
+        GridFull,
+    ),
     "NOAUTH": _Meaning("wants a password; none was given, or it has one only now", Misset, True),
     "WRONGPASS": _Meaning(
         "refused user and password: they are wrong, or the user is switched off", Misset, True
@@ -60,19 +69,28 @@ _CODES = {
     "MISCONF": _Meaning(
         "refuses writes since it could not save its data to disk; its log says why"
     ),
-    "NOREPLICAS": _Meaning("refuses writes: fewer replicas follow it than its configuration wants"),
+    "NOREPLICAS": _Meaning(
+        "refuses writes: fewer replicas follow it than its configuration wants "
+        "(min-replicas-to-write)"
+    ),
     "UNBLOCKED": _Meaning("was made a replica meanwhile", ends=True),
     "DENIED": _Meaning(
         "is in protected mode and answers only its own machine: set a password or bind it", Misset
     ),
-    "WRONGTYPE": _Meaning("holds something else under a name of ours; nothing was changed"),
+    "WRONGTYPE": _Meaning(
+        "holds something else under a name of ours; nothing was changed. Set a namespace, or a db, "
+        "that only sessions use"
+    ),
     "GSLAYOUT": _Meaning("holds a record that a newer release of gridsession wrote"),
     "MOVED": _Meaning("belongs to a Cluster, and redis:// is for a single server", Misset),
     "CLUSTERDOWN": _Meaning("belongs to a Cluster that is down"),
     "NOSCRIPT": _Meaning("forgets scripts as soon as it has them"),
 }
 _TEXTS = (
-    ("ERR max number of clients", _Meaning("has as many connections as its maxclients allows")),
+    (
+        "ERR max number of clients",
+        _Meaning("has as many connections as its maxclients allows; raise it"),
+    ),
     ("ERR DB index", _Meaning("has no database of that number: correct db", Misset)),
     ("ERR unknown command", _Meaning("lacks a command; gridsession needs Redis 7.0", Misset)),
     (
@@ -92,8 +110,12 @@ def meaning_of(reply: str) -> _Meaning:
             return meaning
     if code in _CODES:
         return _CODES[code]
-    words = re.split(r"[\"'`,]|script:", reply, maxsplit=1)[0] if code == "ERR" else code
-    return _Meaning(f"answered: {words.strip()[:120]}")
+    if code == "ERR":  # up to where it may begin to repeat something
+        words = re.split(r"[^A-Za-z ()-]|script:", reply, maxsplit=1)[0].strip()
+        return _Meaning(f"answered: {words[:120]}")
+    if re.fullmatch(r"[A-Z]{2,20}", code):
+        return _Meaning(f"answered: {code}")
+    return _Meaning("answered an error without a code")
 
 
 def failure(name: str, reply: ServerReply) -> GridUnavailable | GridFull:

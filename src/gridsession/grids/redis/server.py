@@ -28,6 +28,7 @@ _KEEPALIVE = (  # so that a connection on which nobody asks is not forgotten on 
 )
 
 Word = bytes | str | int | float  # of a command
+INCOMPLETE = object()  # hiredis's own sign of a reply that is not all here is RESP3's `false`, too
 # Its own annotation says that a command has one word.
 pack_command: Callable[[tuple[Word, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
@@ -202,7 +203,7 @@ class Server:
         except OSError as error:
             failed = unreachable(self.where, error)
         except ServerReply as error:
-            failed = _unavailable(self.where, error)
+            failed = unavailable(self.where, error)
         except GridUnavailable as error:
             failed = error
         except BaseException:
@@ -247,7 +248,9 @@ class Server:
             if str(error).startswith("ERR unknown command"):
                 raise self._too_old("6 or older") from None
             raise
-        version = server.get(b"version", b"").decode("ascii", "replace")
+        if not isinstance(server, dict) or not isinstance(server.get(b"version"), bytes):
+            raise GridUnavailable(f"{self.where} greets as no Redis does")
+        version = server[b"version"].decode("ascii", "replace")
         numbers = [int(part) for part in version.split(".")[:2] if part.isdigit()]
         if tuple(numbers) < OLDEST:
             raise self._too_old(version)
@@ -287,7 +290,7 @@ def _wrong(text: str) -> SettingsError:
     return SettingsError(f"connection_string: {text}", option="connection_string")
 
 
-def _unavailable(where: str, reply: ServerReply) -> GridUnavailable:
+def unavailable(where: str, reply: ServerReply) -> GridUnavailable:
     failed = failure(where, reply)
     return failed if isinstance(failed, GridUnavailable) else GridUnavailable(str(failed))
 
