@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import platform
 import sys
 import tempfile
@@ -11,7 +12,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import calls, handoff, increments, million, plot, request
+from benchmarks import (
+    calls,
+    handoff,
+    increments,
+    link,
+    million,
+    plot,
+    redis_calls,
+    redis_memory,
+    redis_request,
+    request,
+)
 from benchmarks.report import Options, Progress, Result, Table
 from benchmarks.servers import BenchmarkFailed
 
@@ -22,13 +34,19 @@ BENCHMARKS: dict[str, Callable[[Options], Result]] = {
     "payload": request.payload,
     "million": million.million,
     "calls": calls.calls,
+    "link": link.link,
+    "redis-request": redis_request.redis_request,
+    "redis-calls": redis_calls.redis_calls,
+    "redis-increments": increments.redis_increments,
+    "redis-handoff": handoff.redis_handoff,
+    "redis-memory": redis_memory.redis_memory,
 }
 _RESULTS = Path(__file__).parent / "results"
 _FIGURE = Path(__file__).parent.parent / "docs" / "figures" / "benchmarks.svg"
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    lines = [f"  {name:11} {benchmark.__doc__}" for name, benchmark in BENCHMARKS.items()]
+    lines = [f"  {name:16} {benchmark.__doc__}" for name, benchmark in BENCHMARKS.items()]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure what the project promises of speed, as ratios within one run.",
@@ -54,6 +72,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main() -> int:
     """Exit status: 0 when all bounds are kept, 1 when one is not, 2 when something failed."""
     arguments = parse(sys.argv[1:])
+    # What it warns of, servers that keep nothing on disk, is meant so here.
+    logging.getLogger("gridsession").setLevel(logging.ERROR)
     names = [name for name in BENCHMARKS if not arguments.names or name in arguments.names]
     results: dict[str, Result] = {}
     status = 0

@@ -1,10 +1,11 @@
 """The applications under load: one handler, under each kind of session.
 
-`uvicorn --factory benchmarks.apps:make`, with `BENCH_APP` saying which and `BENCH_GRID` where the
-embedded grid lies.
+`uvicorn --factory benchmarks.apps:make`, with `BENCH_APP` saying which and `BENCH_GRID` where
+sessions lie: a connection string. aiohttp's, which has a server of its own, is in `aiohttp_app`.
 
 Paths: `/new?size=KIB` stores a session; `/count` adds one to a number in it; `/change` changes one
-of its larger values in place; `/read` reads the number; `/plain` leaves the session alone.
+of its larger values in place; `/read` reads the number, `/value` answers it; `/hold?seconds=S` is
+`/count` that takes its time; `/plain` leaves the session alone.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from gridsession.grids import make_grid
-from gridsession.grids.contract import Busy, Claim, Granted, Missing, QueueFull, Replaced
-from gridsession.grids.embedded import EmbeddedGrid
+from gridsession.grids.contract import Busy, Claim, Granted, Grid, Missing, QueueFull, Replaced
 from gridsession.provider import SessionProvider
 from gridsession.settings import SessionSettings
 from gridsession.web.starlette import SessionMiddleware as GridSessions
@@ -31,7 +31,11 @@ from gridsession.web.starlette import SessionMiddleware as GridSessions
 SessionMiddleware: Any = GridSessions  # mypy cannot match a ParamSpec with `app` and **options
 DAY = 86_400.0  # seconds; nothing expires while it is measured
 HANDLER_SECONDS = 0.005
-KINDS = ("bare", "ours", "read_only", "starsessions", "cookie", "queue")
+KINDS = (
+    *("bare", "ours", "read_only", "counted", "queue"),
+    *("starsessions", "starsessions_redis", "cookie", "litestar", "litestar_redis"),
+)
+NAMESPACE = "benchmark"
 
 
 def contents(kib: int) -> dict[str, Any]:
@@ -67,6 +71,18 @@ async def read(request: Request) -> Response:
     return PlainTextResponse("ok")
 
 
+async def value(request: Request) -> Response:
+    return PlainTextResponse(str(request.session["n"]))
+
+
+async def hold(request: Request) -> Response:
+    session = request.session
+    n = session["n"]
+    await asyncio.sleep(float(request.query_params["seconds"]))
+    session["n"] = n + 1
+    return PlainTextResponse("ok")
+
+
 async def plain(_: Request) -> Response:
     return PlainTextResponse("ok")
 
@@ -82,34 +98,61 @@ def bare() -> Starlette:
     return Starlette(routes=[Route("/count", count_in_process), Route("/plain", plain)])
 
 
-def make() -> Starlette:
+def make() -> Any:
     kind = os.environ["BENCH_APP"]
     if kind == "bare":
         return bare()
     if kind == "queue":
         return queue()
+    if kind.startswith("litestar"):
+        from benchmarks import litestar_app
+
+        is_bare = kind == "litestar"
+        return litestar_app.bare() if is_bare else litestar_app.with_redis(os.environ["BENCH_GRID"])
     routes = [
         Route("/new", new),
         Route("/count", count),
         Route("/change", change),
         Route("/read", read),
+        Route("/value", value),
+        Route("/hold", hold),
         Route("/plain", plain),
     ]
     return Starlette(routes=routes, middleware=_middleware(kind))
 
 
+_ACCESS: dict[str, Any] = {
+    "ours": "exclusive",
+    "read_only": {"/new": "exclusive", "*": "read_only"},
+    "counted": {"/read": "read_only", "*": "exclusive"},
+}
+_NO_SWEEP = 3600.0  # seconds: the longest that the setting allows, so that no sweep is counted
+
+
 def _middleware(kind: str) -> list[Middleware]:
-    if kind in ("ours", "read_only"):
-        access: Any = "exclusive" if kind == "ours" else {"/new": "exclusive", "*": "read_only"}
-        grid = os.environ["BENCH_GRID"]
-        return [Middleware(SessionMiddleware, connection_string=grid, timeout=DAY, access=access)]
-    if kind == "starsessions":
+    if kind in _ACCESS:
+        options: dict[str, Any] = {
+            "connection_string": os.environ["BENCH_GRID"],
+            "namespace": NAMESPACE,
+            "timeout": DAY,
+            "access": _ACCESS[kind],
+        }
+        if kind == "counted":
+            options["sweep_interval"] = _NO_SWEEP
+        return [Middleware(SessionMiddleware, **options)]
+    if kind in ("starsessions", "starsessions_redis"):
         import starsessions
 
+        store = starsessions.InMemoryStore()
+        if kind == "starsessions_redis":
+            import redis.asyncio
+            from starsessions.stores.redis import RedisStore
+
+            store = RedisStore(connection=redis.asyncio.Redis.from_url(os.environ["BENCH_GRID"]))
         return [
             Middleware(
                 starsessions.SessionMiddleware,
-                store=starsessions.InMemoryStore(),
+                store=store,
                 lifetime=int(DAY),
                 cookie_https_only=False,
             ),
@@ -132,7 +175,7 @@ class Announcing:
     request's number is in the claim's holder: its path is the number.
     """
 
-    def __init__(self, grid: EmbeddedGrid, address: str) -> None:
+    def __init__(self, grid: Grid, address: str) -> None:
         self._grid = grid
         self._address = address
         self._out = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -175,9 +218,11 @@ def queue() -> Starlette:
         return PlainTextResponse(str(os.getpid()))
 
     settings = SessionSettings(
-        connection_string=os.environ["BENCH_GRID"], request_queue_limit_per_session=300
+        connection_string=os.environ["BENCH_GRID"],
+        namespace=NAMESPACE,
+        request_queue_limit_per_session=300,
     )
-    grid: Any = make_grid(settings.connection_string, namespace="/", timeout=1.0)
+    grid: Any = make_grid(settings.connection_string, namespace=NAMESPACE, timeout=1.0)
     if address := os.environ.get("BENCH_ANNOUNCE"):
         grid = Announcing(grid, address)
     return Starlette(

@@ -8,7 +8,7 @@ it is busy all the time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
@@ -18,26 +18,32 @@ from benchmarks.servers import Cost, Load, Server, Wrk
 
 _SESSIONS = 64  # in turns: far more than connections, so that no two requests meet
 _NO_COOKIE = ["-"]
-_COOKIE_OF_NOBODY = ["session=" + "x" * 64]  # so that all servers parse as many bytes
+COOKIE_OF_NOBODY = ["session=" + "x" * 64]  # so that all servers parse as many bytes
 
 OURS, READ_ONLY = "gridsession, exclusive", "gridsession, read_only"
 UNTOUCHED = "gridsession, no cookie, nothing stored"
 STARSESSIONS, COOKIE = "starsessions in memory (locks nothing)", "Starlette's signed cookie"
 BARE, BARE_NO_COOKIE = "bare Starlette", "bare Starlette, no cookie"
-_BASE = {UNTOUCHED: BARE_NO_COOKIE}  # all others: BARE
+_BASES = {UNTOUCHED: BARE_NO_COOKIE}  # all others: BARE
 
 
 class Stand:
-    """Servers, and loads for them, in one event loop implementation."""
+    """Servers, and loads for them, in one event loop implementation.
 
-    def __init__(self, options: Options, stack: ExitStack, loop: str) -> None:
+    Args:
+        grid: the connection string of the grid that they share; by default each has an embedded
+            one of its own.
+    """
+
+    def __init__(self, options: Options, stack: ExitStack, loop: str, grid: str = "") -> None:
         self.folder = options.folder / f"stand-{loop}"
         self.folder.mkdir()
         self._stack = stack
         self._loop = loop
+        self._grid = grid
 
     def server(self, kind: str) -> Server:
-        grid = f"embedded://{self.folder}/grid-{kind}?max_size=64MiB"
+        grid = self._grid or f"embedded://{self.folder}/grid-{kind}?max_size=64MiB"
         log = self.folder / f"{kind}.log"
         return self._stack.enter_context(Server(kind, grid=grid, loop=self._loop, log=log))
 
@@ -49,9 +55,11 @@ class Stand:
         return Load.of(name, server, path, cookies, self.folder)
 
 
-def added(costs: dict[str, list[Cost]], name: str) -> list[float]:
+def added(
+    costs: dict[str, list[Cost]], name: str, bases: Mapping[str, str] = _BASES
+) -> list[float]:
     """CPU microseconds more than without sessions, for each round."""
-    base = costs[_BASE.get(name, BARE)]
+    base = costs[bases.get(name, BARE)]
     return [cost.cpu - bare.cpu for cost, bare in zip(costs[name], base, strict=True)]
 
 
@@ -59,12 +67,14 @@ def raw(costs: dict[str, list[Cost]]) -> dict[str, Any]:
     return {name: [asdict(cost) for cost in rounds] for name, rounds in costs.items()}
 
 
-def rows(costs: dict[str, list[Cost]], unit: float) -> list[list[str]]:
-    """What a table shows of each load; `unit` is what counts as 1 in the last column."""
+def rows(
+    costs: dict[str, list[Cost]], unit: float, bases: Mapping[str, str] = _BASES
+) -> list[list[str]]:
+    """What a table shows of each load; `unit` is what counts as 1 in the column of ratios."""
     shown = []
     for name, rounds in costs.items():
-        more = added(costs, name)
-        is_base = name in (BARE, BARE_NO_COOKIE)
+        more = added(costs, name, bases)
+        is_base = name in (BARE, *bases.values())
         shown.append(
             [
                 name,
@@ -127,7 +137,7 @@ def _request(
 ) -> dict[str, list[Cost]]:
     bare, ours = stand.server("bare"), stand.server("ours")
     loads = [
-        stand.load_with(BARE, bare, "/count", _COOKIE_OF_NOBODY),
+        stand.load_with(BARE, bare, "/count", COOKIE_OF_NOBODY),
         stand.load_with(BARE_NO_COOKIE, bare, "/plain", _NO_COOKIE),
         stand.load(OURS, ours, "/count"),
         stand.load(READ_ONLY, stand.server("read_only"), "/read"),
@@ -157,7 +167,7 @@ def payload(options: Options) -> Result:
         bare, ours = stand.server("bare"), stand.server("ours")
         other = stand.server("starsessions")
         loads = [
-            stand.load_with(BARE, bare, "/count", _COOKIE_OF_NOBODY),
+            stand.load_with(BARE, bare, "/count", COOKIE_OF_NOBODY),
             stand.load(small, ours, "/count"),
             stand.load(counted, ours, "/count", 100),
             stand.load(small_changed, ours, "/change"),

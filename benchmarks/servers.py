@@ -60,11 +60,11 @@ def cpu_seconds(pid: int) -> float:
 
 
 class Server:
-    """uvicorn with one of `apps.py`'s applications.
+    """uvicorn with one of `apps.py`'s applications, or aiohttp's server with its own.
 
     Args:
         kind: which.
-        grid: the connection string of its embedded grid.
+        grid: the connection string of where its sessions lie.
         workers: processes; CPU time is measured of a single one only.
         loop: `asyncio` or `uvloop`.
         log: the file that its output goes to.
@@ -87,10 +87,13 @@ class Server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
-        command = [sys.executable, "-m", "uvicorn", "--factory", "benchmarks.apps:make"]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), "--workers", str(workers)]
-        command += ["--loop", loop, "--http", "httptools", "--no-access-log"]
-        command += ["--log-level", "warning", "--backlog", "2048"]
+        if kind.startswith("aiohttp"):
+            command = [sys.executable, "-m", "benchmarks.aiohttp_app", str(self.port), loop]
+        else:
+            command = [sys.executable, "-m", "uvicorn", "--factory", "benchmarks.apps:make"]
+            command += ["--host", "127.0.0.1", "--port", str(self.port), "--workers", str(workers)]
+            command += ["--loop", loop, "--http", "httptools", "--no-access-log"]
+            command += ["--log-level", "warning", "--backlog", "2048"]
         bench = {"BENCH_APP": kind, "BENCH_GRID": grid, "BENCH_ANNOUNCE": announce}
         with open(log, "wb") as out:
             self._process = subprocess.Popen(
@@ -187,16 +190,25 @@ class Cost:
     Attributes:
         cpu: microseconds of the server's CPU time a request.
         wall: microseconds between request and answer, median.
+        rate: requests a second.
+        store: microseconds of CPU time a request in another process that keeps the sessions.
     """
 
     cpu: float
     wall: float
+    rate: float
+    store: float = 0.0
 
 
 class Wrk:
-    """wrk beside a server; the server's CPU time over a counted number of requests."""
+    """wrk beside a server; the server's CPU time over a counted number of requests.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        store: process id of the server that keeps the sessions, whose CPU time is to be told too.
+    """
+
+    def __init__(self, folder: Path, *, store: int | None = None) -> None:
+        self._store = store
         found = shutil.which("wrk")
         if found is None:
             raise BenchmarkFailed("wrk is not on PATH; make bench installs it")
@@ -211,13 +223,15 @@ class Wrk:
         url = f"http://127.0.0.1:{load.server.port}/"
         command = [self._wrk, "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency"]
         command += ["-s", str(self._script), url, "--", load.path, str(load.cookies), str(start)]
-        before = cpu_seconds(load.server.pid)
+        pids = [load.server.pid, *([self._store] if self._store else [])]
+        before = [cpu_seconds(pid) for pid in pids]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        used = cpu_seconds(load.server.pid) - before
+        used = [cpu_seconds(pid) - at for pid, at in zip(pids, before, strict=True)]
         said = json.loads(output.splitlines()[-1])
         if said["failed"] or said["requests"] < 10:
             raise BenchmarkFailed(f"{load.name}: {said['failed']} of {said['requests']} failed")
-        return Cost(used / said["requests"] * 1e6, said["median"])
+        cpu, *store = [seconds / said["requests"] * 1e6 for seconds in used]
+        return Cost(cpu, said["median"], said["requests"] / said["seconds"], *store)
 
     def in_turns(
         self,
