@@ -18,8 +18,8 @@ local time = {}
 time[1], time[2] = string.match(
     redis.call('GET', string.match(KEYS[1], '^gs:[^:]*:') .. 'clock'), '(%d+) (%d+)')
 """
-_TTL = b"redis.call('PEXPIREAT', key,"  # the server would go by its own clock
-_NO_TTL = b"local _ = tostring("
+_TTL = b"string.format('%.0f', last * 1000)"  # the server would go by its own clock
+_NO_TTL = b"'9999999999999'"
 
 
 class ClockedRedisGrid(RedisGrid):

@@ -23,19 +23,19 @@ class Peek:
     def _head(self, session_id: str, expression: str) -> Any:
         key = identity_of(session_id).key
         return self._server.admin.eval(
-            "local raw = redis.call('HGET', KEYS[1], 'h') "
+            "local raw = redis.call('GET', KEYS[1]) "
             "if not raw then return -1 end "
-            f"local record = cmsgpack.unpack(raw) return {expression}",
+            f"local _, record = cmsgpack.unpack_one(raw, 5) return {expression}",
             1,
-            b"%b{%b}" % (self._prefix, key),
+            self._prefix + key[:16],
         )
 
     def tickets(self, session_id: str) -> int:
         """How many wait for a session; -1: there is none."""
-        return int(self._head(session_id, "#record[14]"))
+        return int(self._head(session_id, "#record[15]"))
 
     def is_locked(self, session_id: str) -> bool:
-        return bool(self._head(session_id, "record[10] and 1 or 0") == 1)
+        return bool(self._head(session_id, "record[11] and 1 or 0") == 1)
 
     def calls(self) -> int:
         """Scripts that the server was asked to run since it began, those of this class too."""

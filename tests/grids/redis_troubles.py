@@ -221,11 +221,11 @@ TROUBLES = {
         as_user=True,
     ),
     "NOPERM, in a script": Trouble(
-        permitted("-hget", "+hget"),
+        permitted("-time", "+time"),
         "does not permit its user what sessions need; docs/farm.md has the ACL rule",
         SettingsError,
-        "does not permit its user: HGET (on keys and channels that begin with gs:/:)",
-        fails=(*WRITES, "read"),
+        "does not permit its user: TIME (on keys and channels that begin with gs:/:)",
+        fails=(*WRITES, "read", "sweep"),
         as_user=True,
     ),
     "NOPERM, of keys": Trouble(

@@ -21,8 +21,8 @@ from tests.redis_server import RedisServer
 # can warn of an eviction policy; SELECT must be, where db is not 0.
 RULE = (
     "resetkeys ~gs:{namespace}:* resetchannels &gs:{namespace}:* -@all "
-    "+eval +evalsha +get +hget +hset +pexpireat +ping +spublish +ssubscribe +sunsubscribe "
-    "+time +unlink +zadd +zrange +zrem +zscore"
+    "+eval +evalsha +get +getrange +pexpireat +ping +set +setrange +spublish "
+    "+ssubscribe +sunsubscribe +time +unlink +zadd +zrange +zrem +zscore"
 )
 
 

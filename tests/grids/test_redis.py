@@ -46,19 +46,13 @@ class TestRedis(GridContract, StoredGridContract):
         await other.close()
 
     async def make_newer_layout(self, grid: Grid, key: bytes) -> Undo:
-        name = b"gs:%b:{%b}" % (self.namespace.encode(), key)
+        name = b"gs:%b:%b" % (self.namespace.encode(), key[:16])
         admin = shared_server().admin
-        before = admin.hget(name, "h")
-        admin.eval(
-            "local record = cmsgpack.unpack(redis.call('HGET', KEYS[1], 'h'))"
-            "record[1] = record[1] + 1 "
-            "redis.call('HSET', KEYS[1], 'h', cmsgpack.pack(record))",
-            1,
-            name,
-        )
+        before = admin.getrange(name, 0, 0)
+        admin.setrange(name, 0, bytes([before[0] + 1]))
 
         async def undo() -> None:
-            admin.hset(name, "h", before)
+            admin.setrange(name, 0, before)
 
         return undo
 

@@ -26,13 +26,13 @@ _CURES = (
     ("wants a password", "write it: redis://:password@host:6379, or user:password@"),
     ("has no password, and one was given", "take it out of the connection string"),
     (
-        "certificate is not accepted",
+        "certificate that is not accepted",
         "name the authority that signed it with ?ssl_ca_certs=/path/ca.pem, and the host as the "
         "certificate does; if it has expired, renew it at the server",
     ),
     ("does not speak TLS", "where it speaks no TLS at this port, write redis://"),
     ("if it wants TLS", "write rediss:// where the server wants TLS; else look at its log"),
-    ("TLS: ", "the server may want a certificate: ?ssl_certfile=…&ssl_keyfile=…"),
+    ("by TLS: ", "the server may want a certificate: ?ssl_certfile=…&ssl_keyfile=…"),
     (
         "does not permit its user",
         "give the user the ACL rule in docs/farm.md",

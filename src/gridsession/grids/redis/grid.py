@@ -252,7 +252,7 @@ class RedisGrid:
         # the sweeper removes, and no record without an entry. A hint, so this machine's clock will
         # do.
         due = self._wall() + lasts
-        entry = (b"ZADD", self.names.part(key), b"LT", due, key)
+        entry = (b"ZADD", self.names.part(key), b"LT", due, self.names.entry(key))
         indexed = self.connections.ends().link.call(*entry)
         indexed.add_done_callback(_heard)
         outcome = await self._run(
@@ -337,7 +337,9 @@ class RedisGrid:
         outcome = await self._commit(key, token, change, release, b"0")
         if type(outcome) is list and len(outcome) == 2 and outcome[0] == scripts.UNINDEXED:
             # Ahead of the record, as at its making.
-            await self.connections.ask(b"ZADD", self.names.part(key), b"LT", outcome[1], key)
+            await self.connections.ask(
+                b"ZADD", self.names.part(key), b"LT", outcome[1], self.names.entry(key)
+            )
             outcome = await self._commit(key, token, change, release, b"1")
         if outcome == scripts.LOCK_LOST:
             return LOCK_LOST

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
+_KEPT = 16  # bytes of a key: as many bits as a session's handle has, and 32 bytes less to be stored
 PARTS = 64  # of the index of deadlines: what is due at one second lies on several nodes of a farm
 
 
@@ -24,8 +25,12 @@ class Names:
         self.flag = self.prefix + b"ends"
 
     def record(self, key: bytes) -> bytes:
-        """Of a record, and of the channel of its lock."""
-        return b"%b{%b}" % (self.prefix, key)
+        """Of a record, and of the channel of its lock; `key` may be its entry in the index."""
+        return self.prefix + key[:_KEPT]
+
+    def entry(self, key: bytes) -> bytes:
+        """What stands for a record in the index."""
+        return key[:_KEPT]
 
     def part(self, key: bytes) -> bytes:
         """Of the part of the index in which a record's deadline is."""

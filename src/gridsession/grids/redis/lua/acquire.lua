@@ -3,7 +3,7 @@
 -- ARGV[2]  lock token    [3] secret    [4] holder    [5] lease, seconds    [6] queue limit
 -- Returns  {GRANTED, snapshot, payload}, {BUSY, …}, {QUEUE_FULL, …}, REFUSED or GONE_OR_MISSING
 local token, secret = ARGV[2], ARGV[3]
-local record = load()
+local record = load(true)
 if not record or not is_live(record) then return GONE_OR_MISSING end
 if record[LOCK] ~= token then
     local mine = ticket_of(record, token)
@@ -27,7 +27,7 @@ if record[LOCK] ~= token then
         end
         if not first and record[LOCK] ~= token then
             local answer = stay(record, mine, token, ARGV[4], tonumber(ARGV[6]), false)
-            if answer[1] == BUSY or #rung > 0 then save(record) end
+            if answer[1] == BUSY or dropped or #rung > 0 then save(record) end
             return answer
         end
     end

@@ -27,9 +27,7 @@ if deadline < record[INDEXED] then
 end
 record[DEADLINE] = deadline
 record[COUNTER] = record[COUNTER] + 1
-record[VERSION] = ARGV[3]
-table.insert(record[COMMITS], {ARGV[3], record[COUNTER]})
-if #record[COMMITS] > REMEMBERED then table.remove(record[COMMITS], 1) end
+record[COMMITS] = string.sub(record[COMMITS] .. ARGV[3], -8 * REMEMBERED)
 record[USER] = ARGV[5] ~= '' and string.sub(ARGV[5], 2)
 if ARGV[7] ~= '' then
     local user_changed = ARGV[8] == '1'
@@ -45,7 +43,6 @@ if ARGV[7] ~= '' then
     if #old > MAX_REPLACED then table.remove(old, 1) end
     record[OLD], record[SECRET] = old, ARGV[7]
 end
-if ARGV[10] then redis.call('HSET', key, 'p', ARGV[10]) end
 if release then hand_over(record) end
-save(record)
+save(record, ARGV[10])
 return committed(record)

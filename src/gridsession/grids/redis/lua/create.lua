@@ -14,13 +14,10 @@ if there then
 end
 local absolute = ARGV[6] ~= '' and now + tonumber(ARGV[6])
 local record = {
-    LAYOUT, 1, ARGV[2], now, tonumber(ARGV[5]), absolute, 0, ARGV[3],
-    ARGV[7] ~= '' and string.sub(ARGV[7], 2),
-    false, '', 0, 0, {}, {{ARGV[2], 1}}, {}
+    1, ARGV[2], now, tonumber(ARGV[5]), absolute, 0, tonumber(ARGV[11]), ARGV[3],
+    ARGV[7] ~= '' and string.sub(ARGV[7], 2), {}, false, '', 0, 0, {}
 }
 record[DEADLINE] = deadline_from_now(record)
-record[INDEXED] = tonumber(ARGV[11])
 if ARGV[8] ~= '' then lock(record, ARGV[8], ARGV[9], tonumber(ARGV[10])) end
-redis.call('HSET', key, 'p', ARGV[4])
-save(record)
+save(record, ARGV[4])
 return committed(record)

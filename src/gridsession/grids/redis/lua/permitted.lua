@@ -5,7 +5,8 @@
 local record, part, flag = KEYS[1], ARGV[1], ARGV[2]
 local refused, seen = {}, {}
 for _, command in ipairs({
-    {'HGET', record, 'h'}, {'HSET', record, 'h', ''}, {'PEXPIREAT', record, '0'},
+    {'GET', record}, {'GETRANGE', record, '0', '0'}, {'SET', record, ''},
+    {'SETRANGE', record, '0', ''}, {'PEXPIREAT', record, '0'},
     {'UNLINK', record}, {'SPUBLISH', record, ''}, {'SSUBSCRIBE', record},
     {'SUNSUBSCRIBE', record}, {'ZADD', part, '0', ''}, {'ZSCORE', part, ''}, {'ZREM', part, ''},
     {'ZRANGE', part, '0', '0', 'BYSCORE'}, {'GET', flag}, {'TIME'}, {'PING'},

@@ -4,7 +4,7 @@
 -- ARGV[6]  the holding of the lock that was seen first, or ''
 -- Returns  {GRANTED, snapshot, payload}, {BUSY, …}, {QUEUE_FULL, …}, REFUSED or GONE_OR_MISSING
 local token, secret, seen = ARGV[2], ARGV[3], ARGV[6]
-local record = load()
+local record = load(true)
 if not record or not is_live(record) then return GONE_OR_MISSING end
 local mine, place = ticket_of(record, token)
 if not mine then
@@ -15,7 +15,7 @@ if is_locked(record) and (seen == '' or seen == record[LOCK]) then
     if mine then mine[3] = now end
     drop_stale(record)
     local answer = stay(record, mine, token, ARGV[4], tonumber(ARGV[5]), true)
-    if answer[1] == BUSY then save(record) end
+    if answer[1] == BUSY or dropped then save(record) end
     return answer
 end
 if mine then
