@@ -55,10 +55,10 @@ class _Recording(Connections):
         super().__init__(server, timeout=timeout)
         self.said: list[Said] = []
 
-    async def run(self, script: Script, name: bytes, *arguments: Word) -> Any:
+    def run(self, script: Script, name: bytes, *arguments: Word) -> asyncio.Future[Any]:
         words = [x if isinstance(x, bytes) else str(x).encode() for x in arguments]
         self.said.append((script, name, tuple(words)))
-        return await super().run(script, name, *arguments)
+        return super().run(script, name, *arguments)
 
 
 class Pair:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from hashlib import sha1
 from typing import Any
 
@@ -58,7 +59,7 @@ class _Clocked(Connections):
         self._key = key
         self._changed: dict[bytes, Script] = {}
 
-    async def run(self, script: Script, name: bytes, *arguments: Word) -> Any:
+    def run(self, script: Script, name: bytes, *arguments: Word) -> asyncio.Future[Any]:
         changed = self._changed.get(script.sha)
         if changed is None:
             source = script.source
@@ -69,4 +70,4 @@ class _Clocked(Connections):
         seconds, micros = divmod(round(self._clock.now().wall * 1e6), 1_000_000)
         setting = self.ends().link.call(b"SET", self._key, f"{seconds} {micros:06d}")
         setting.add_done_callback(lambda it: it.cancelled() or it.exception())
-        return await super().run(changed, name, *arguments)
+        return super().run(changed, name, *arguments)

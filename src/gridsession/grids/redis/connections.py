@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from gridsession.errors import GridFull, GridUnavailable
 from gridsession.grids.redis.link import Link
 from gridsession.grids.redis.notices import Notices
-from gridsession.grids.redis.replies import ConnectionLost, ServerReply, failure
+from gridsession.grids.redis.replies import ServerReply, failure
 from gridsession.grids.redis.scripts import Script
 from gridsession.grids.redis.server import Server, Word
 
@@ -71,37 +69,10 @@ class Connections:
             self._by_loop.pop(loop, None)
             await ends.until_loop_ends.aclose()
 
-    async def run(self, script: Script, name: bytes, *arguments: Word) -> Any:
-        """Run a script on the key of a name; its reply.
-
-        Raises:
-            GridUnavailable, GridFull: as the contract has them.
-        """
+    def run(self, script: Script, name: bytes, *arguments: Word) -> asyncio.Future[Any]:
+        """Run a script on the key of a name; as `Link.run`."""
         ends = self._by_loop.get(asyncio.get_running_loop()) or self.ends()
-        asked_at = time.monotonic()
-        try:
-            return await ends.link.call(b"EVALSHA", script.sha, b"1", name, *arguments)
-        except ServerReply as error:
-            if not str(error).startswith("NOSCRIPT"):
-                raise self._failed(error) from None
-        except ConnectionLost:
-            pass
-        # Restarted, or its scripts were flushed; or the connection was cut, and nobody knows
-        # whether it was carried out. Every call may be repeated: its tokens say that it is the
-        # same. Once, and within the time that the first had.
-        left = self._timeout - (time.monotonic() - asked_at)
-        try:
-            async with asyncio.timeout(left):
-                return await ends.link.call(b"EVAL", script.source, b"1", name, *arguments)
-        except ServerReply as error:
-            raise self._failed(error) from None
-        except GridUnavailable as error:
-            error.never_asked = False  # the first try may have arrived
-            raise
-        except TimeoutError:
-            raise GridUnavailable(
-                f"{self.server.where} did not answer within {self._timeout:g} s"
-            ) from None
+        return ends.link.run(script, name, *arguments)
 
     async def ask(self, *words: Word) -> Any:
         """Send a command; its reply.
@@ -112,10 +83,7 @@ class Connections:
         try:
             return await self.ends().link.call(*words)
         except ServerReply as error:
-            raise self._failed(error) from None
-
-    def _failed(self, error: ServerReply) -> GridUnavailable | GridFull:
-        return failure(self.server.where, error)
+            raise failure(self.server.where, error) from None
 
 
 async def _until_loop_ends(link: Link, notices: Notices) -> AsyncGenerator[None]:

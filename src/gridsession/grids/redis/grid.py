@@ -7,7 +7,7 @@ import logging
 import random
 import struct
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from gridsession.errors import GridUnavailable, SettingsError
@@ -240,7 +240,7 @@ class RedisGrid:
 
     # -- the contract ---------------------------------------------------------------------
 
-    def _run(self, script: Script, key: bytes, *arguments: Word) -> Coroutine[Any, Any, Any]:
+    def _run(self, script: Script, key: bytes, *arguments: Word) -> asyncio.Future[Any]:
         return self.connections.run(script, self.names.record(key), *arguments)
 
     async def create(
@@ -349,7 +349,7 @@ class RedisGrid:
 
     def _commit(
         self, key: bytes, token: bytes, change: Change, release: bool, indexed: bytes
-    ) -> Coroutine[Any, Any, Any]:
+    ) -> asyncio.Future[Any]:
         rotation = change.rotation
         return self._run(
             scripts.COMMIT,

@@ -21,7 +21,8 @@ from typing import Any, cast
 import hiredis
 
 from gridsession.errors import GridUnavailable
-from gridsession.grids.redis.replies import ConnectionLost, ServerReply, meaning_of
+from gridsession.grids.redis.replies import ConnectionLost, ServerReply, failure, meaning_of
+from gridsession.grids.redis.scripts import Script
 from gridsession.grids.redis.server import (
     INCOMPLETE,
     Asker,
@@ -47,10 +48,18 @@ class _Call:
     Attributes:
         future: its caller's; done before the reply where the caller has gone or waited too long.
         deadline: the loop's second at which the caller has waited too long.
+        words: of the command.
+        packed: the same, as the server wants it.
+        script: which it runs; None for a plain command.
+        was_sent: on a connection that was lost; it may have arrived there.
     """
 
     future: asyncio.Future[Any]
     deadline: float
+    words: tuple[Word, ...]
+    packed: bytes
+    script: Script | None = None
+    was_sent: bool = False
 
 
 class Link:
@@ -70,7 +79,7 @@ class Link:
         self.name = server.where
         self._wire: _Wire | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._waiting: deque[tuple[_Call, bytes]] = deque()  # until there is a connection
+        self._waiting: deque[_Call] = deque()  # until there is a connection
         self._waiting_bytes = 0
         self._looking: asyncio.TimerHandle | None = None  # for calls that wait too long
         self._why: GridUnavailable | None = None  # why there is none; None while unknown
@@ -83,16 +92,38 @@ class Link:
 
         Raises (from the future, or at once):
             GridUnavailable: there was no answer in time; it may have been carried out.
-            ConnectionLost: the same; the server may be back at once.
             ServerReply: the server refused it.
         """
-        wire = self._wire
         future = self._loop.create_future()
-        call = _Call(future, self._loop.time() + self.timeout)
-        packed = pack_command(words)
-        if wire is not None:
-            wire.send(call, packed)
-            return future
+        deadline = self._loop.time() + self.timeout
+        call = _Call(future, deadline, words, pack_command(words))
+        if self._wire is not None:
+            self._wire.send(call)
+        else:
+            self._wait(call)
+        return future
+
+    def run(self, script: Script, name: bytes, *arguments: Word) -> asyncio.Future[Any]:
+        """Run a script on the key of a name; a future of its reply.
+
+        Where the server does not know it, it is sent whole. Where the connection is lost, and
+        nobody knows whether it was carried out, it is sent once more, within the time that it had:
+        every operation may be repeated, for its tokens say that it is the same.
+
+        Raises (from the future, or at once):
+            GridUnavailable, GridFull: as the contract has them.
+        """
+        future = self._loop.create_future()
+        words = (b"EVALSHA", script.sha, b"1", name, *arguments)
+        call = _Call(future, self._loop.time() + self.timeout, words, pack_command(words), script)
+        if self._wire is not None:
+            self._wire.send(call)
+        else:
+            self._wait(call)
+        return future
+
+    def _wait(self, call: _Call) -> None:
+        """For a connection."""
         if self._closed:
             raise GridUnavailable(f"{self.name}: the connection was closed")
         if self._why is not None:  # known to be away, and somebody is trying already
@@ -101,12 +132,14 @@ class Link:
             raise _never_asked(
                 GridUnavailable(f"{self.name}: too many calls wait for a connection")
             )
-        self._waiting.append((call, packed))
-        self._waiting_bytes += len(packed)
+        self._put(call)
+
+    def _put(self, call: _Call) -> None:
+        self._waiting.append(call)
+        self._waiting_bytes += len(call.packed)
         if self._looking is None:
             self._look_later()
         self._begin_to_connect()
-        return future
 
     async def open(self) -> None:
         """Connect, unless that is done. While the server is known to be away: fail at once.
@@ -174,17 +207,26 @@ class Link:
             self._is_told = False
             log.info("%s answers again", self.name)
         while self._waiting:
-            call, packed = self._next_waiting()
+            call = self._next_waiting()
             if not call.future.done():
-                wire.send(call, packed)
+                wire.send(call)
 
-    def _next_waiting(self) -> tuple[_Call, bytes]:
-        call, packed = self._waiting.popleft()
-        self._waiting_bytes -= len(packed)
-        return call, packed
+    def _next_waiting(self) -> _Call:
+        call = self._waiting.popleft()
+        self._waiting_bytes -= len(call.packed)
+        return call
 
-    def lost(self, wire: _Wire, error: GridUnavailable) -> None:
-        """Told by a connection that has ended."""
+    def lost(self, wire: _Wire, error: GridUnavailable, under_way: deque[_Call]) -> None:
+        """Told by a connection that has ended, with the calls that got no answer."""
+        is_ours = wire is self._wire and not self._closed and not self._loop.is_closed()
+        for call in under_way:
+            if call.future.done():
+                continue
+            if is_ours and isinstance(error, ConnectionLost) and call.script and not call.was_sent:
+                call.was_sent = True
+                self._put(call)
+            else:
+                call.future.set_exception(type(error)(str(error)))
         if wire is not self._wire:
             return
         self._wire = None
@@ -202,17 +244,17 @@ class Link:
 
     def _fail_waiting(self, error: GridUnavailable) -> None:
         waiting, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
-        for call, _ in waiting:
+        for call in waiting:
             if not call.future.done():
-                call.future.set_exception(_never_asked(error))
+                call.future.set_exception(_unsent(call, error))
 
     def _look(self) -> None:
         self._looking = None
         now = self._loop.time()
-        while self._waiting and self._waiting[0][0].deadline <= now:
-            call, _ = self._next_waiting()
+        while self._waiting and self._waiting[0].deadline <= now:
+            call = self._next_waiting()
             if not call.future.done():
-                call.future.set_exception(_never_asked(_overdue(self)))
+                call.future.set_exception(_unsent(call, _overdue(self)))
         if self._waiting:
             self._look_later()
 
@@ -241,19 +283,17 @@ class _Wire(Asker):
     def ask(self, *words: Word) -> asyncio.Future[Any]:
         """A command of the greeting; its caller bounds the time."""
         future = self._loop.create_future()
-        self.send(_Call(future, float("inf")), pack_command(words))
+        self.send(_Call(future, float("inf"), words, pack_command(words)))
         return future
 
-    def send(self, call: _Call, packed: bytes) -> None:
+    def send(self, call: _Call) -> None:
+        packed = call.packed
         if self._lost is not None:
             call.future.set_exception(type(self._lost)(str(self._lost)))
             return
         if len(self._pending) >= MOST_PENDING or self._unsent_bytes > MOST_UNSENT:
-            call.future.set_exception(
-                _never_asked(
-                    GridUnavailable(f"{self._link.name} does not keep up with what it is asked")
-                )
-            )
+            error = GridUnavailable(f"{self._link.name} does not keep up with what it is asked")
+            call.future.set_exception(_unsent(call, error))
             return
         if not self._pending and self._transport is not None and not self._is_paused:
             # Nobody else asks: a turn of the loop, to gather what others ask, would only cost.
@@ -301,11 +341,11 @@ class _Wire(Asker):
                 if not pending and type(reply) is hiredis.ReplyError:  # told before it was asked
                     self.lose(unavailable(self._link.name, ServerReply(str(reply))))
                     return
-                future = pending.popleft().future
+                call = pending.popleft()
                 if type(reply) is hiredis.ReplyError:
-                    self._refused(future, str(reply))
-                elif not future.done():  # else its caller has gone: the reply is dropped here
-                    future.set_result(reply)
+                    self._refused(call, str(reply))
+                elif not call.future.done():  # else its caller has gone: the reply is dropped here
+                    call.future.set_result(reply)
         except (hiredis.ProtocolError, IndexError, TypeError):  # of a map with a list for a key
             self.lose(GridUnavailable(f"{self._link.name} does not speak Redis's protocol"))
 
@@ -317,9 +357,17 @@ class _Wire(Asker):
         # A certificate of ours that it does not accept comes to light only now.
         self.lose(unreachable(self._link.name, error) if isinstance(error, SSLError) else lost)
 
-    def _refused(self, future: asyncio.Future[Any], reply: str) -> None:
-        if not future.done():
-            future.set_exception(ServerReply(reply))
+    def _refused(self, call: _Call, reply: str) -> None:
+        if not call.future.done():
+            script = call.script
+            if script is None:
+                call.future.set_exception(ServerReply(reply))
+            elif reply.startswith("NOSCRIPT") and call.words[0] != b"EVAL":
+                call.words = (b"EVAL", script.source, *call.words[2:])
+                call.packed = pack_command(call.words)
+                self.send(call)
+            else:
+                call.future.set_exception(failure(self._link.name, ServerReply(reply)))
         meaning = meaning_of(reply)
         if meaning.ends:
             self.lose(ConnectionLost(f"{self._link.name} {meaning.text}"))
@@ -335,10 +383,7 @@ class _Wire(Asker):
             self._transport.abort()
         pending, self._pending = self._pending, deque()
         self._unsent.clear()
-        for call in pending:
-            if not call.future.done():
-                call.future.set_exception(type(error)(str(error)))
-        self._link.lost(self, error)
+        self._link.lost(self, error, pending)
 
     # -- calls that are overdue -----------------------------------------------------------
 
@@ -351,16 +396,20 @@ class _Wire(Asker):
         self._looking = None
         now = self._loop.time()
         overdue = False
-        for call in self._pending:  # in the order of their deadlines
-            if call.deadline > now:
-                break
-            overdue = True
-            if not call.future.done():
-                call.future.set_exception(_overdue(self._link))
+        for call in self._pending:
+            if call.deadline <= now:
+                overdue = True
+                if not call.future.done():
+                    call.future.set_exception(_overdue(self._link))
         if overdue and now - self._heard_at >= self._link.timeout:
             self.lose(GridUnavailable(f"{self._link.name} has stopped answering"))
         elif self._pending:
             self._look_later()
+
+
+def _unsent(call: _Call, error: GridUnavailable) -> GridUnavailable:
+    """For a call that waits; it may have been sent on an earlier connection."""
+    return type(error)(str(error)) if call.was_sent else _never_asked(error)
 
 
 def _never_asked(error: GridUnavailable) -> GridUnavailable:
