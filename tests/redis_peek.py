@@ -32,7 +32,7 @@ class Peek:
 
     def tickets(self, session_id: str) -> int:
         """How many wait for a session; -1: there is none."""
-        return int(self._head(session_id, "#record[15]"))
+        return int(self._head(session_id, "#record[16]"))
 
     def is_locked(self, session_id: str) -> bool:
         return bool(self._head(session_id, "record[11] and 1 or 0") == 1)

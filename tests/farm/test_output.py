@@ -238,7 +238,7 @@ def debugging(secret: str) -> dict[str, str]:
         f"unknown://ann:{PASSWORD}@host/0",
         f"embedded://ann:{PASSWORD}@/grid",
         f"unknown://host/0?password={PASSWORD}",
-        f"bootstrapGateways=h1:1;password={PASSWORD}",
+        f"bootstrapGateways=h1:1;db=x;password={PASSWORD}",
     ],
 )
 @pytest.mark.parametrize("lifespan", ["on", "off"])

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from gridsession.errors import GridUnavailable
-from gridsession.grids.contract import Committed, Found, Missing
+from gridsession.grids.contract import Committed, Found, LockLost, Missing
 from gridsession.grids.redis import RedisGrid
 from gridsession.grids.redis.names import PARTS
+from gridsession.testing import ManualClock
 from gridsession.testing.contract_hooks import Visitor, a_change, a_claim, a_new, expect
 from tests.clocked_redis import ClockedRedisGrid
 from tests.provider.harness import in_loop
@@ -172,21 +173,19 @@ async def test_an_earlier_deadline_is_in_the_index_before_it_is_in_the_record() 
         made = await visitor.create(timeout=1000.0, claim=holder)
         part = part_of(namespace, visitor.key)
         # A worker that dies between the two leaves the earlier entry and the record as it was.
-        real, seen = grid.connections.ask, []
+        real = grid._enter
 
-        async def die(*words: Any) -> Any:
-            seen.append(words)
-            await real(*words)
+        def die(*words: Any) -> Any:
+            real(*words)
             raise GridUnavailable("died")
 
-        grid.connections.ask = die  # type: ignore[method-assign]
+        grid._enter = die  # type: ignore[method-assign,assignment]
         with pytest.raises(GridUnavailable, match="died"):
             await visitor.commit(holder, a_change(b"shorter", timeout=10.0))
-        assert [words[0] for words in seen] == [b"ZADD"]
-        assert admin().zscore(part, entry_of(visitor.key)) < made.deadline - 900
+        grid._enter = real  # type: ignore[method-assign]
         found = await visitor.found()
         assert (found.payload, found.deadline) == (b"new", made.deadline)
-        grid.connections.ask = real  # type: ignore[method-assign]
+        assert admin().zscore(part, entry_of(visitor.key)) < made.deadline - 900
         done = await visitor.commit(holder, a_change(b"shorter", timeout=10.0))
         assert done.version.counter == 2
         assert admin().zscore(part, entry_of(visitor.key)) <= done.deadline + 0.5
@@ -254,8 +253,6 @@ async def test_a_wrong_clock_of_a_worker_decides_nothing(ahead: float) -> None:
 
 @in_loop
 async def test_a_record_that_only_its_lock_keeps_is_swept_soon_after_the_lock() -> None:
-    from gridsession.testing import ManualClock
-
     clock, namespace = ManualClock(), a_namespace()
     grid = ClockedRedisGrid(shared_server().url, clock, namespace=namespace)
     await grid.open()
@@ -269,6 +266,92 @@ async def test_a_record_that_only_its_lock_keeps_is_swept_soon_after_the_lock() 
     assert await grid.sweep(10) == 1
     assert not admin().exists(name_of(namespace, visitor.key))
     await grid.close()
+
+
+@in_loop
+async def test_a_sweeper_does_not_put_off_what_was_shortened_meanwhile() -> None:
+    """It has asked the record, and is about to write what it was told."""
+    namespace = a_namespace()
+    async with opened(namespace) as grid, opened(namespace) as sweeper:
+        visitor, holder = Visitor(grid), a_claim()
+        await visitor.create(timeout=1000.0, claim=holder)
+        part = part_of(namespace, visitor.key)
+        admin().zadd(part, {entry_of(visitor.key): 1.5})
+        asked, goes_on = asyncio.Event(), asyncio.Event()
+        real = sweeper._run
+
+        async def slowly(*arguments: Any) -> Any:
+            answer = await real(*arguments)
+            asked.set()
+            await goes_on.wait()
+            return answer
+
+        sweeper._run = slowly  # type: ignore[method-assign,assignment]
+        sweeping = asyncio.create_task(sweeper.sweep(1))
+        await asked.wait()
+        done = await visitor.commit(holder, a_change(b"x", timeout=10.0), release=True)
+        goes_on.set()
+        assert await sweeping == 1
+        assert admin().zscore(part, entry_of(visitor.key)) == pytest.approx(done.deadline, abs=0.5)
+
+
+@pytest.mark.parametrize("damage", [b"\x02newer", b"\x01\x00\x00\x00\x09garbage", None])
+@in_loop
+async def test_a_record_that_cannot_be_read_keeps_nobody_else_waiting(
+    damage: bytes | None,
+) -> None:
+    namespace = a_namespace()
+    async with opened(namespace) as grid:
+        damaged, others = Visitor(grid), [Visitor(grid) for _ in range(70)]
+        holders = [a_claim() for _ in others]
+        await damaged.create(timeout=0.01)
+        for visitor, holder in zip(others, holders, strict=True):
+            await visitor.create(timeout=0.01, claim=holder)
+        name = name_of(namespace, damaged.key)
+        admin().delete(name)
+        if damage is None:
+            admin().hset(name, "h", "another's")
+        else:
+            admin().set(name, damage)
+        pairs = [(damaged.key, bytes(16))]
+        pairs += [(x.key, holder.token) for x, holder in zip(others, holders, strict=True)]
+        assert (await grid.renew(pairs, 0.01))[1:] == [True] * len(others)
+        with pytest.raises(GridUnavailable):
+            await grid.renew(pairs[:1], 5.0)
+        await asyncio.sleep(0.1)
+        with pytest.raises(GridUnavailable):
+            await grid.sweep(1000)
+        assert not any(admin().exists(name_of(namespace, x.key)) for x in others)
+        assert admin().exists(name)  # left as it is
+        expect(Committed, await grid.create(others[0].key, a_new(others[0].secret)))
+
+
+@in_loop
+async def test_a_server_whose_clock_is_set_back_keeps_nothing_for_longer() -> None:
+    """Leases, hand-offs, places in the queue and replaced secrets end with the step."""
+    clock, namespace = ManualClock(), a_namespace()
+    grid = ClockedRedisGrid(shared_server().url, clock, namespace=namespace)
+    await grid.open()
+    visitor, dead, waiting, late = Visitor(grid), a_claim(lease=15.0), a_claim(), a_claim()
+    await visitor.create(timeout=10_000.0)
+    old = await visitor.rotated()
+    expect(Found, await visitor.read(secret=old))
+    await visitor.locked(dead)
+    await visitor.queued(waiting)
+    clock.step_wall(-3600.0)
+    expect(Missing, await visitor.read(secret=old))
+    await visitor.locked(late)  # neither the holder nor who waited is heard of any more
+    expect(LockLost, await grid.commit(visitor.key, dead.token, a_change(b"x"), release=True))
+    await visitor.commit(late, a_change(b"y"), release=True)
+    await grid.close()
+
+
+@in_loop
+async def test_a_holder_of_any_text_is_told() -> None:
+    async with opened(a_namespace()) as grid:
+        visitor, holder = Visitor(grid), a_claim("GET /\udcff · café")
+        await visitor.create(claim=holder)
+        assert (await visitor.queued(a_claim())).holder == "GET /? · café"
 
 
 @in_loop

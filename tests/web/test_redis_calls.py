@@ -93,9 +93,9 @@ async def test_a_creation_is_pipelined(grid: RedisGrid, monkeypatch: pytest.Monk
         def watch(name: str) -> None:
             real = getattr(link, name)
 
-            def asked(*words: object) -> asyncio.Future[object]:
+            def asked(*words: object, **options: bool) -> asyncio.Future[object]:
                 order.append(f"asked by {name}")
-                future: asyncio.Future[object] = real(*words)
+                future: asyncio.Future[object] = real(*words, **options)
                 future.add_done_callback(lambda _: order.append(f"{name} was answered"))
                 return future
 

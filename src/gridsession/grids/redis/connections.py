@@ -35,6 +35,7 @@ class Connections:
         self.server = server
         self._timeout = timeout
         self._by_loop: dict[asyncio.AbstractEventLoop, Ends] = {}
+        self._of_parents: list[object] = []
         self._pid = os.getpid()
 
     def ends(self) -> Ends:
@@ -57,7 +58,7 @@ class Connections:
         if self._pid != os.getpid():
             self._pid = os.getpid()
             # Kept, not dropped: to collect them would be to close them.
-            self._of_parent = self._by_loop
+            self._of_parents.append(self._by_loop)
             self._by_loop = {}
 
     async def close(self) -> None:

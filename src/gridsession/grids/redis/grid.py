@@ -44,7 +44,7 @@ from gridsession.grids.redis.health import concerns
 from gridsession.grids.redis.names import PARTS, Names
 from gridsession.grids.redis.permissions import refused
 from gridsession.grids.redis.ready_client import server_of
-from gridsession.grids.redis.replies import ConnectionLost, Misset, ServerReply, failure
+from gridsession.grids.redis.replies import Misset, ServerReply, failure
 from gridsession.grids.redis.scripts import Script
 from gridsession.grids.redis.server import Server, Word
 from gridsession.sources.connection_string import RedisAddress, parse
@@ -95,6 +95,7 @@ class RedisGrid:
         self.names = Names(namespace)
         self._margin = _MARGIN
         self._is_checked = False
+        self._waiters: set[bytes] = set()  # tokens
 
     @classmethod
     def from_connection_string(
@@ -252,9 +253,7 @@ class RedisGrid:
         # the sweeper removes, and no record without an entry. A hint, so this machine's clock will
         # do.
         due = self._wall() + lasts
-        entry = (b"ZADD", self.names.part(key), b"LT", due, self.names.entry(key))
-        indexed = self.connections.ends().link.call(*entry)
-        indexed.add_done_callback(_heard)
+        indexed = self._enter(key, due)
         outcome = await self._run(
             scripts.CREATE,
             key,
@@ -265,19 +264,31 @@ class RedisGrid:
             new.timeout,
             b"" if absolute is None else absolute,
             b"" if new.user is None else f"1{new.user}",
-            *((b"", b"", 0) if claim is None else (claim.token, claim.holder, claim.lease)),
+            *((b"", b"", 0) if claim is None else (claim.token, _holder(claim), claim.lease)),
             due,
         )
         if outcome == scripts.EXISTS:
             return EXISTS
         committed = self._committed(outcome, new.commit_token)
+        await self._entered(indexed)
+        return committed
+
+    def _enter(self, key: bytes, due: float) -> asyncio.Future[Any]:
+        """Write an entry of the index, ahead of what is asked next.
+
+        Not only where it is earlier: a sweeper corrects the entry that it has seen, unless another
+        has moved it, so that it has to be moved.
+        """
+        link = self.connections.ends().link
+        entry = link.call(b"ZADD", self.names.part(key), due, self.names.entry(key), repeats=True)
+        entry.add_done_callback(_heard)
+        return entry
+
+    async def _entered(self, entry: asyncio.Future[Any]) -> None:
         try:
-            await indexed
-        except ConnectionLost:
-            await self.connections.ask(*entry)
+            await entry
         except ServerReply as error:  # stored, but nobody would sweep it: it has to be told
             raise GridUnavailable(str(failure(self.where, error))) from None
-        return committed
 
     async def acquire(
         self, key: bytes, secret: bytes, claim: Claim
@@ -288,7 +299,7 @@ class RedisGrid:
             self._margin,
             claim.token,
             secret,
-            claim.holder,
+            _holder(claim),
             claim.lease,
             claim.queue_limit,
         )
@@ -313,7 +324,7 @@ class RedisGrid:
                 self._margin,
                 watch.token,
                 secret,
-                watch.holder,
+                _holder(watch),
                 watch.queue_limit,
                 seen or b"",
             )
@@ -324,12 +335,15 @@ class RedisGrid:
         return found
 
     async def wait(self, key: bytes, token: bytes, seconds: float) -> None:
+        self._waiters.add(token)
         notices = self.connections.ends().notices
         await notices.wait(self.names.record(key), token, seconds)
 
     def _forget(self, token: bytes) -> None:
         """Nobody waits under this token any more."""
-        self.connections.ends().notices.forget(token)
+        if token in self._waiters:
+            self._waiters.discard(token)
+            self.connections.ends().notices.forget(token)
 
     async def commit(
         self, key: bytes, token: bytes, change: Change, *, release: bool
@@ -337,10 +351,9 @@ class RedisGrid:
         outcome = await self._commit(key, token, change, release, b"0")
         if type(outcome) is list and len(outcome) == 2 and outcome[0] == scripts.UNINDEXED:
             # Ahead of the record, as at its making.
-            await self.connections.ask(
-                b"ZADD", self.names.part(key), b"LT", outcome[1], self.names.entry(key)
-            )
+            indexed = self._enter(key, outcome[1])
             outcome = await self._commit(key, token, change, release, b"1")
+            await self._entered(indexed)
         if outcome == scripts.LOCK_LOST:
             return LOCK_LOST
         if outcome == scripts.GONE_OR_MISSING:
@@ -368,8 +381,15 @@ class RedisGrid:
 
     async def renew(self, leases: Sequence[tuple[bytes, bytes]], lease: float) -> list[bool]:
         calls = (self._run(scripts.RENEW, key, self._margin, token, lease) for key, token in leases)
-        outcomes = await asyncio.gather(*calls)
-        return [self._one_of(outcome, _RENEWED) for outcome in outcomes]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        failures = [x for x in outcomes if isinstance(x, BaseException)]
+        if failures and len(failures) == len(outcomes):
+            raise failures[0]
+        # One record that cannot be read says nothing of the others; its lock's commit will tell.
+        return [
+            isinstance(outcome, BaseException) or self._one_of(outcome, _RENEWED)
+            for outcome in outcomes
+        ]
 
     async def release(self, key: bytes, token: bytes) -> Released | LockLost | Gone:
         self._forget(token)
@@ -387,14 +407,19 @@ class RedisGrid:
         if await self._read_flag():
             return 0  # ends are kept for handlers, and this release has none: not ours to take
         now, looked_at = await self._server_time(), 0
+        failures: list[BaseException] = []
         first = random.randrange(PARTS)  # workers do not look at the same ones
         for some in range(first, first + PARTS, _PARTS_AT_ONCE):
             parts = [self.names.part_at(some + number) for number in range(_PARTS_AT_ONCE)]
             due = await self._due(parts, now, limit - looked_at)
-            await asyncio.gather(*(self._look_at(*entry) for entry in due))
+            looks = (self._look_at(*entry) for entry in due)
+            outcomes = await asyncio.gather(*looks, return_exceptions=True)
+            failures += [outcome for outcome in outcomes if outcome is not None]
             looked_at += len(due)
             if looked_at >= limit:
                 break
+        if failures:  # what cannot be read keeps nobody from sweeping the rest
+            raise failures[0]
         return looked_at
 
     async def _server_time(self) -> float:
@@ -426,6 +451,10 @@ class RedisGrid:
     async def _look_at(self, part: bytes, key: bytes, score: float) -> None:
         again = await self._run(scripts.SWEEP, key, self._margin)
         await self.connections.run(scripts.INDEX, part, key, repr(score), again)
+
+
+def _holder(claim: Claim) -> bytes:
+    return claim.holder.encode("utf-8", "replace")
 
 
 def _heard(future: asyncio.Future[Any]) -> None:

@@ -51,6 +51,7 @@ class _Call:
         words: of the command.
         packed: the same, as the server wants it.
         script: which it runs; None for a plain command.
+        repeats: it is sent once more where the connection is lost.
         was_sent: on a connection that was lost; it may have arrived there.
     """
 
@@ -59,6 +60,7 @@ class _Call:
     words: tuple[Word, ...]
     packed: bytes
     script: Script | None = None
+    repeats: bool = False
     was_sent: bool = False
 
 
@@ -82,13 +84,17 @@ class Link:
         self._waiting: deque[_Call] = deque()  # until there is a connection
         self._waiting_bytes = 0
         self._looking: asyncio.TimerHandle | None = None  # for calls that wait too long
+        self._look_at = 0.0  # the loop's second at which it is due
         self._why: GridUnavailable | None = None  # why there is none; None while unknown
         self._is_told = False  # that the connection was lost
         self._closed = False
         self._context = Context()
 
-    def call(self, *words: Word) -> asyncio.Future[Any]:
+    def call(self, *words: Word, repeats: bool = False) -> asyncio.Future[Any]:
         """Send a command; a future of its reply.
+
+        Args:
+            repeats: send it once more where the connection is lost, as `run` does.
 
         Raises (from the future, or at once):
             GridUnavailable: there was no answer in time; it may have been carried out.
@@ -96,7 +102,7 @@ class Link:
         """
         future = self._loop.create_future()
         deadline = self._loop.time() + self.timeout
-        call = _Call(future, deadline, words, pack_command(words))
+        call = _Call(future, deadline, words, pack_command(words), None, repeats)
         if self._wire is not None:
             self._wire.send(call)
         else:
@@ -115,7 +121,9 @@ class Link:
         """
         future = self._loop.create_future()
         words = (b"EVALSHA", script.sha, b"1", name, *arguments)
-        call = _Call(future, self._loop.time() + self.timeout, words, pack_command(words), script)
+        call = _Call(
+            future, self._loop.time() + self.timeout, words, pack_command(words), script, True
+        )
         if self._wire is not None:
             self._wire.send(call)
         else:
@@ -179,12 +187,16 @@ class Link:
 
     def _connected(self, task: asyncio.Task[None]) -> None:
         self._connecting = None
-        if task.cancelled():
-            if not self._closed:  # its event loop ends
-                self._fail_waiting(GridUnavailable(f"{self.name}: given up"))
-        elif (error := task.exception()) is not None:
+        if self._closed or self._wire is not None:
+            return
+        # It was cancelled by whoever cancels all tasks, or a credential provider broke it; or the
+        # connection was lost again before we were told of it. Whoever asks next begins anew.
+        self._why = None
+        if not task.cancelled() and (error := task.exception()) is not None:
             self._fail_waiting(GridUnavailable(f"{self.name}: {type(error).__name__}"))
             raise error
+        if self._waiting and not self._loop.is_closed():
+            self._begin_to_connect()
 
     async def _keep_connecting(self) -> None:
         pause = _FIRST_PAUSE
@@ -222,7 +234,7 @@ class Link:
         for call in under_way:
             if call.future.done():
                 continue
-            if is_ours and isinstance(error, ConnectionLost) and call.script and not call.was_sent:
+            if is_ours and isinstance(error, ConnectionLost) and call.repeats and not call.was_sent:
                 call.was_sent = True
                 self._put(call)
             else:
@@ -251,6 +263,9 @@ class Link:
     def _look(self) -> None:
         self._looking = None
         now = self._loop.time()
+        if now > self._look_at + self.timeout / _LOOKS_PER_TIMEOUT:
+            self._look_later()
+            return
         while self._waiting and self._waiting[0].deadline <= now:
             call = self._next_waiting()
             if not call.future.done():
@@ -259,8 +274,8 @@ class Link:
             self._look_later()
 
     def _look_later(self) -> None:
-        delay = self.timeout / _LOOKS_PER_TIMEOUT
-        self._looking = self._loop.call_later(delay, self._look, context=self._context)
+        self._look_at = self._loop.time() + self.timeout / _LOOKS_PER_TIMEOUT
+        self._looking = self._loop.call_at(self._look_at, self._look, context=self._context)
 
 
 class _Wire(Asker):
@@ -278,6 +293,7 @@ class _Wire(Asker):
         self._is_paused = False
         self._lost: GridUnavailable | None = None
         self._looking: asyncio.TimerHandle | None = None
+        self._look_at = 0.0  # the loop's second at which it is due
         self._heard_at = 0.0  # the loop's second at which something came
 
     def ask(self, *words: Word) -> asyncio.Future[Any]:
@@ -285,6 +301,10 @@ class _Wire(Asker):
         future = self._loop.create_future()
         self.send(_Call(future, float("inf"), words, pack_command(words)))
         return future
+
+    @property
+    def loss(self) -> GridUnavailable | None:
+        return self._lost
 
     def send(self, call: _Call) -> None:
         packed = call.packed
@@ -388,13 +408,17 @@ class _Wire(Asker):
     # -- calls that are overdue -----------------------------------------------------------
 
     def _look_later(self) -> None:
-        delay = self._link.timeout / _LOOKS_PER_TIMEOUT
-        self._looking = self._loop.call_later(delay, self._look, context=self._context)
+        self._look_at = self._loop.time() + self._link.timeout / _LOOKS_PER_TIMEOUT
+        self._looking = self._loop.call_at(self._look_at, self._look, context=self._context)
 
     def _look(self) -> None:
         """One timer for all calls: a time-out of its own would double what a call costs."""
         self._looking = None
         now = self._loop.time()
+        if now > self._look_at + self._link.timeout / _LOOKS_PER_TIMEOUT:
+            # The event loop was held up, and replies may lie ready: it was not the server.
+            self._look_later()
+            return
         overdue = False
         for call in self._pending:
             if call.deadline <= now:

@@ -116,6 +116,8 @@ class Notices:
 
     async def _open(self) -> _Ears:
         self._ears = ears = await self._server.reach(lambda: _Ears(self), timeout=self.timeout)
+        if not self._channels:  # who wanted it has gone meanwhile
+            self._tidy()
         return ears
 
     def _opened(self, task: asyncio.Task[_Ears]) -> None:
@@ -155,6 +157,10 @@ class _Ears(Asker):
         self._asked: dict[bytes, asyncio.Future[None]] = {}
         self._is_lost = False
         self.has_listened = False
+
+    @property
+    def loss(self) -> GridUnavailable | None:
+        return ConnectionLost("the connection was lost") if self._is_lost else None
 
     def hears(self, channel: bytes) -> bool:
         return channel in self._subscribed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gridsession.errors import GridUnavailable
 from gridsession.grids.redis.connections import Connections
 from gridsession.grids.redis.names import Names
 from gridsession.grids.redis.replies import ServerReply
@@ -25,6 +26,10 @@ async def refused(connections: Connections, names: Names) -> list[str]:
         found = await link.call(
             *(b"EVAL", PERMITTED.source, b"1", record, part, names.flag),
         )
+        if type(found) is not list:
+            raise GridUnavailable(
+                f"{connections.server.where} does not run scripts as a Redis does"
+            )
         return sorted(command.decode() for command in found)
     except ServerReply as reply:
         if not str(reply).startswith("NOPERM"):

@@ -44,6 +44,11 @@ class Asker(asyncio.Protocol):
         """End it; whoever waits for a reply is told the error."""
         raise NotImplementedError
 
+    @property
+    def loss(self) -> GridUnavailable | None:
+        """Why it has ended; None where it has not."""
+        raise NotImplementedError
+
 
 Connection = TypeVar("Connection", bound=Asker)
 
@@ -196,6 +201,8 @@ class Server:
                 credentials = await self._credentials()
                 silent = f"{self.where} did not answer within {most:g} s"
                 await self._greet(connection, credentials)
+                if connection.loss is not None:  # what told of it came with the greeting's answer
+                    raise connection.loss
         except TimeoutError:
             failed = GridUnavailable(silent)
         except UnicodeError:  # a label of a name may not be so long
@@ -262,7 +269,7 @@ class Server:
         if server.get(b"mode") == b"sentinel":
             raise Misset(f"{self.where} is a Sentinel, not a server that keeps data")
         if server.get(b"role") != b"master":
-            raise GridUnavailable(f"{self.where} is a replica and takes no writes")
+            raise failure(self.where, ServerReply("READONLY"))
         if self.db:
             try:
                 await connection.ask(b"SELECT", self.db)

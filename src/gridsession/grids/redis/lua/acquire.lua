@@ -33,7 +33,8 @@ if record[LOCK] ~= token then
     end
     if record[LOCK] ~= token then lock(record, token, ARGV[4], 0) end  -- it was free
 end
-record[UNTIL] = now + tonumber(ARGV[5])
+record[LEASE] = tonumber(ARGV[5])
+record[UNTIL] = now + record[LEASE]
 slide(record)
 save(record)
 return found(GRANTED, record, secret)

@@ -15,7 +15,7 @@ end
 local absolute = ARGV[6] ~= '' and now + tonumber(ARGV[6])
 local record = {
     1, ARGV[2], now, tonumber(ARGV[5]), absolute, 0, tonumber(ARGV[11]), ARGV[3],
-    ARGV[7] ~= '' and string.sub(ARGV[7], 2), {}, false, '', 0, 0, {}
+    ARGV[7] ~= '' and string.sub(ARGV[7], 2), {}, false, '', 0, 0, 0, {}
 }
 record[DEADLINE] = deadline_from_now(record)
 if ARGV[8] ~= '' then lock(record, ARGV[8], ARGV[9], tonumber(ARGV[10])) end

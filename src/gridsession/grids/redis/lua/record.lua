@@ -28,7 +28,7 @@ local OK, GRANTED, BUSY, QUEUE_FULL, GONE_OR_MISSING, REFUSED, LOCK_LOST, EXISTS
 
 -- The head, an array. What is absent is `false`.
 local COUNTER, COMMITS, CREATED, TIMEOUT, ABSOLUTE, DEADLINE, INDEXED, SECRET = 1, 2, 3, 4, 5, 6, 7, 8
-local USER, OLD, LOCK, HOLDER, SINCE, UNTIL, TICKETS = 9, 10, 11, 12, 13, 14, 15
+local USER, OLD, LOCK, HOLDER, SINCE, UNTIL, LEASE, TICKETS = 9, 10, 11, 12, 13, 14, 15, 16
 -- The last commits' tokens stand one behind the other; the last one's counter is the record's.
 -- A ticket: token, holder, when last heard of, whether it only watches. A replaced secret: secret,
 -- until when, whether the user changed.
@@ -85,8 +85,14 @@ local function save(record, new)
     ring()
 end
 
+-- Whether a time that was so many seconds ahead when it was written is still to come. One that is
+-- further ahead was written before the clock was set back, and has passed.
+local function is_ahead(time, seconds)
+    return time > now and time <= now + seconds + 0.001
+end
+
 local function is_locked(record)
-    return record[LOCK] and record[UNTIL] > now
+    return record[LOCK] and is_ahead(record[UNTIL], record[LEASE])
 end
 
 -- No session expires while its lock lives.
@@ -103,14 +109,15 @@ end
 local function drop_stale(record)
     local kept = {}
     for _, ticket in ipairs(record[TICKETS]) do
-        if ticket[3] >= now - TICKET then kept[#kept + 1] = ticket end
+        if is_ahead(ticket[3] + TICKET, TICKET) then kept[#kept + 1] = ticket end
     end
     dropped = dropped or #kept < #record[TICKETS]
     record[TICKETS] = kept
 end
 
 local function lock(record, token, holder, lease)
-    record[LOCK], record[HOLDER], record[SINCE], record[UNTIL] = token, holder, now, now + lease
+    record[LOCK], record[HOLDER], record[SINCE] = token, holder, now
+    record[UNTIL], record[LEASE] = now + lease, lease
 end
 
 -- Give the lock to the first in line, or to nobody; watchers are all let go.
@@ -158,7 +165,7 @@ end
 local function refusal(record, secret)
     if secret == record[SECRET] then return nil end
     for _, old in ipairs(record[OLD]) do
-        if old[1] == secret and old[2] > now then
+        if old[1] == secret and is_ahead(old[2], REPLACED) then
             if old[3] then return REFUSED end
             return nil
         end

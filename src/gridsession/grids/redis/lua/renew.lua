@@ -4,6 +4,7 @@
 -- Returns  OK, or LOCK_LOST
 local record = load()
 if not record or record[LOCK] ~= ARGV[2] or not is_live(record) then return LOCK_LOST end
-record[UNTIL] = now + tonumber(ARGV[3])
+record[LEASE] = tonumber(ARGV[3])
+record[UNTIL] = now + record[LEASE]
 save(record)
 return OK
