@@ -1,7 +1,7 @@
 """One connection that all coroutines of an event loop share: commands out, replies in, in order.
 
-What is asked within one turn of the event loop leaves in one write, but for the first where nothing
-was under way: that one leaves at once. Nobody waits for a connection
+What is asked within one turn of the event loop leaves in one write. Where calls come one by one, each
+leaves at once. Nobody waits for a connection
 longer than for an answer, and while the server is known to be away nobody waits at all. Written
 here, and not left to a client library, because these calls are what every request pays for.
 """
@@ -291,6 +291,7 @@ class _Wire(Asker):
         self._unsent: list[bytes] = []
         self._unsent_bytes = 0
         self._is_paused = False
+        self._is_alone = True  # what left last had nothing beside it
         self._lost: GridUnavailable | None = None
         self._looking: asyncio.TimerHandle | None = None
         self._look_at = 0.0  # the loop's second at which it is due
@@ -315,8 +316,13 @@ class _Wire(Asker):
             error = GridUnavailable(f"{self._link.name} does not keep up with what it is asked")
             call.future.set_exception(_unsent(call, error))
             return
-        if not self._pending and self._transport is not None and not self._is_paused:
-            # Nobody else asks: a turn of the loop, to gather what others ask, would only cost.
+        if (
+            self._is_alone
+            and not self._pending
+            and self._transport is not None
+            and not self._is_paused
+        ):
+            # A turn of the loop, to gather what others ask, would only cost.
             self._transport.write(packed)
         else:
             if not self._unsent and not self._is_paused:
@@ -333,6 +339,7 @@ class _Wire(Asker):
             return
         self._unsent = []
         self._unsent_bytes = 0
+        self._is_alone = len(unsent) == 1
         self._transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
 
     # -- asyncio.Protocol -----------------------------------------------------------------
