@@ -253,7 +253,7 @@ class RedisGrid:
         # the sweeper removes, and no record without an entry. A hint, so this machine's clock will
         # do.
         due = self._wall() + lasts
-        indexed = self._enter(key, due)
+        indexed = self._enter(key, due, b"LT")  # there may be a record, which goes on being due
         outcome = await self._run(
             scripts.CREATE,
             key,
@@ -273,14 +273,14 @@ class RedisGrid:
         await self._entered(indexed)
         return committed
 
-    def _enter(self, key: bytes, due: float) -> asyncio.Future[Any]:
+    def _enter(self, key: bytes, due: float, *only: bytes) -> asyncio.Future[Any]:
         """Write an entry of the index, ahead of what is asked next.
 
-        Not only where it is earlier: a sweeper corrects the entry that it has seen, unless another
-        has moved it, so that it has to be moved.
+        A commit moves it also where it is earlier already: a sweeper that has asked the record
+        corrects the entry that it has seen, unless another has moved it.
         """
-        link = self.connections.ends().link
-        entry = link.call(b"ZADD", self.names.part(key), due, self.names.entry(key), repeats=True)
+        link, part = self.connections.ends().link, self.names.part(key)
+        entry = link.call(b"ZADD", part, *only, due, self.names.entry(key), repeats=True)
         entry.add_done_callback(_heard)
         return entry
 
