@@ -65,7 +65,7 @@ class _Clocked(Connections):
             source = script.source
             assert source.count(_TIME) <= 1
             source = source.replace(_TIME, _CLOCK).replace(_TTL, _NO_TTL)
-            changed = Script(source, sha1(source).hexdigest().encode())
+            changed = Script(source, sha1(source).hexdigest().encode(), script.repeats)
             self._changed[script.sha] = changed
         seconds, micros = divmod(round(self._clock.now().wall * 1e6), 1_000_000)
         setting = self.ends().link.call(b"SET", self._key, f"{seconds} {micros:06d}")

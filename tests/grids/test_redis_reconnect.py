@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +16,7 @@ from gridsession.grids.redis import notices as notices_module
 from gridsession.testing.contract_hooks import Visitor, a_claim, expect
 from tests.grids.resp_server import RespServer, hello
 from tests.provider.harness import in_loop, provider_on, stored, until
-from tests.redis_server import a_namespace, shared_server
+from tests.redis_server import RedisServer, a_namespace, shared_server
 
 LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 # Beside the answer to the greeting, in one read: what ends the connection, as over TLS the server's
@@ -193,3 +195,99 @@ async def test_a_notices_connection_that_nobody_wants_any_more_is_closed(
     finally:
         object.__delattr__(notices._server, "reach")
     await grid.close()
+
+
+async def keep_busy(turns: float) -> None:
+    """Work that leaves the event loop little time for anything else."""
+    while True:
+        time.sleep(turns)  # noqa: ASYNC251 - what the tests are about
+        await asyncio.sleep(0)
+
+
+@LOOPS
+@in_loop
+async def test_a_silent_server_is_noticed_by_an_event_loop_that_is_always_busy(
+    loop: str, tmp_path: Path
+) -> None:
+    with RedisServer(tmp_path) as server:
+        grid = grid_at(server.url, timeout=0.4)
+        await grid.open()
+        visitor = Visitor(grid)
+        await visitor.create()
+        busy = asyncio.create_task(keep_busy(0.1))
+        with server.frozen(), pytest.raises(GridUnavailable):
+            async with asyncio.timeout(3.0):
+                await visitor.read()
+        busy.cancel()
+        await grid.close()
+
+
+@LOOPS
+@in_loop
+async def test_a_busy_event_loop_can_connect(loop: str) -> None:
+    busy = asyncio.create_task(keep_busy(0.15))
+    grid = grid_at(shared_server().url)
+    await opened_soon(grid, 5.0)
+    busy.cancel()
+    await grid.close()
+
+
+@in_loop
+async def test_a_connection_that_ends_while_nobody_asks_is_nobody_s_concern(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Servers close connections that are idle for long (`timeout`)."""
+    with RedisServer(tmp_path, appendonly="yes") as server:
+        grid = grid_at(server.url)
+        await grid.open()
+        visitor = Visitor(grid)
+        await visitor.create()
+        caplog.clear()
+        for _ in range(3):
+            before = server.admin.info("stats")["total_connections_received"]
+            server.admin.client_kill_filter(_type="normal", skipme=True)
+            await asyncio.sleep(0.1)
+            assert server.admin.info("stats")["total_connections_received"] == before
+            expect(Found, await visitor.read())
+        assert caplog.text == ""
+        await grid.close()
+
+
+@in_loop
+async def test_a_server_that_greets_and_closes_is_not_run_against() -> None:
+    async with RespServer({b"EVALSHA": b":0\r\n"}) as server:
+        grid = grid_at(server.url)
+        await grid.open()
+        server.replies[b"EVALSHA"] = lambda words: server.cut()
+        for _ in range(3):
+            with pytest.raises(GridUnavailable):
+                await grid.touch(bytes(32))
+        made = len(server.accepted)
+        async with asyncio.timeout(10.0):
+            began = asyncio.get_running_loop().time()
+            while asyncio.get_running_loop().time() - began < 1.0:
+                with contextlib.suppress(GridUnavailable):
+                    await grid.touch(bytes(32))
+        assert len(server.accepted) - made < 20
+        await grid.close()
+
+
+@in_loop
+async def test_what_a_server_refuses_at_once_is_not_withdrawn_again_and_again(
+    tmp_path: Path,
+) -> None:
+    with RedisServer(tmp_path) as server:
+        grid = grid_at(server.url)
+        async with provider_on(grid) as provider:
+            session_id = await stored(provider, n=1)
+            server.admin.config_set("min-replicas-to-write", 1)
+            server.admin.config_resetstat()
+            for _ in range(20):
+                with pytest.raises(GridUnavailable, match="fewer replicas"):
+                    async with provider.open(session_id):
+                        pass
+            await asyncio.sleep(0.3)
+            refused = server.admin.info("errorstats")["errorstat_NOREPLICAS"]["count"]
+            assert refused == 20
+            server.admin.config_set("min-replicas-to-write", 0)
+        await grid.close()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
 from gridsession.errors import GridUnavailable
 
+_HANGS_AFTER, _MOST_HANGING = 30.0, 5  # seconds; threads
 _BASE_ASYNC = "CredentialProvider.get_credentials_async"  # redis-py's own
 
 Credentials = tuple[str | None, str | None]  # user, password
@@ -28,7 +30,8 @@ class CredentialProvider(Protocol):
 
 def asked(provider: CredentialProvider) -> Callable[[], Awaitable[Credentials]]:
     """What a `Server` asks for credentials."""
-    under_way: Future[Any] | None = None  # in a thread
+    under_way: list[Future[Any]] = []  # in threads, the latest last
+    began = 0.0
 
     def run(answer: Future[Any]) -> None:
         try:
@@ -37,17 +40,22 @@ def asked(provider: CredentialProvider) -> Callable[[], Awaitable[Credentials]]:
             answer.set_exception(error)
 
     async def given() -> Any:
-        nonlocal under_way
+        nonlocal began
         asynchronous = getattr(provider, "get_credentials_async", None)
         # redis-py's own base class has one that only warns, and asks the other on the loop.
-        if asynchronous is not None and asynchronous.__qualname__ != _BASE_ASYNC:
+        if asynchronous is not None and getattr(asynchronous, "__qualname__", "") != _BASE_ASYNC:
             return await asynchronous()
-        # It may ask over a network. Never twice at once: one that hangs gathers no threads.
-        if under_way is None or under_way.done():
-            under_way = Future()
-            under_way.set_running_or_notify_cancel()  # else whoever gives up ends it for all
-            threading.Thread(target=run, args=(under_way,), daemon=True).start()
-        return await asyncio.wrap_future(under_way)
+        # It may ask over a network. Another is begun only where one seems to hang, and a provider
+        # that always hangs gathers few threads.
+        under_way[:] = [answer for answer in under_way if not answer.done()]
+        hangs = time.monotonic() > began + _HANGS_AFTER and len(under_way) < _MOST_HANGING
+        if not under_way or hangs:
+            began = time.monotonic()
+            answer: Future[Any] = Future()
+            answer.set_running_or_notify_cancel()  # else whoever gives up ends it for all
+            under_way.append(answer)
+            threading.Thread(target=run, args=(answer,), daemon=True).start()
+        return await asyncio.wrap_future(under_way[-1])
 
     async def ask() -> Credentials:
         try:

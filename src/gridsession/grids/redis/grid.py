@@ -253,7 +253,7 @@ class RedisGrid:
         # the sweeper removes, and no record without an entry. A hint, so this machine's clock will
         # do.
         due = self._wall() + lasts
-        indexed = self._enter(key, due, b"LT")  # there may be a record, which goes on being due
+        indexed = self._enter(key, due, repeats=False)
         outcome = await self._run(
             scripts.CREATE,
             key,
@@ -268,19 +268,20 @@ class RedisGrid:
             due,
         )
         if outcome == scripts.EXISTS:
+            await self._look_at(self.names.part(key), self.names.entry(key), due)  # as it was
             return EXISTS
         committed = self._committed(outcome, new.commit_token)
         await self._entered(indexed)
         return committed
 
-    def _enter(self, key: bytes, due: float, *only: bytes) -> asyncio.Future[Any]:
+    def _enter(self, key: bytes, due: float, *, repeats: bool) -> asyncio.Future[Any]:
         """Write an entry of the index, ahead of what is asked next.
 
-        A commit moves it also where it is earlier already: a sweeper that has asked the record
-        corrects the entry that it has seen, unless another has moved it.
+        Not only where it is earlier: a sweeper that has asked the record corrects the entry that
+        it has seen, unless another has moved it; so it has to be moved.
         """
         link, part = self.connections.ends().link, self.names.part(key)
-        entry = link.call(b"ZADD", part, *only, due, self.names.entry(key), repeats=True)
+        entry = link.call(b"ZADD", part, due, self.names.entry(key), repeats=repeats)
         entry.add_done_callback(_heard)
         return entry
 
@@ -351,7 +352,7 @@ class RedisGrid:
         outcome = await self._commit(key, token, change, release, b"0")
         if type(outcome) is list and len(outcome) == 2 and outcome[0] == scripts.UNINDEXED:
             # Ahead of the record, as at its making.
-            indexed = self._enter(key, outcome[1])
+            indexed = self._enter(key, outcome[1], repeats=True)
             outcome = await self._commit(key, token, change, release, b"1")
             await self._entered(indexed)
         if outcome == scripts.LOCK_LOST:

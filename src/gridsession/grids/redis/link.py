@@ -1,9 +1,9 @@
 """One connection that all coroutines of an event loop share: commands out, replies in, in order.
 
-What is asked within one turn of the event loop leaves in one write. Where calls come one by one, each
-leaves at once. Nobody waits for a connection
-longer than for an answer, and while the server is known to be away nobody waits at all. Written
-here, and not left to a client library, because these calls are what every request pays for.
+What is asked within one turn of the event loop leaves in one write. Where calls come one by one,
+each leaves at once. Nobody waits for a connection longer than for an answer, and while the server
+is known to be away nobody waits at all. Written here, and not left to a client library, because
+these calls are what every request pays for.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ class Link:
         self._looking: asyncio.TimerHandle | None = None  # for calls that wait too long
         self._look_at = 0.0  # the loop's second at which it is due
         self._why: GridUnavailable | None = None  # why there is none; None while unknown
+        self._pause = 0.0  # seconds before the next try, where the last connection was of no use
         self._is_told = False  # that the connection was lost
         self._closed = False
         self._context = Context()
@@ -113,8 +114,8 @@ class Link:
         """Run a script on the key of a name; a future of its reply.
 
         Where the server does not know it, it is sent whole. Where the connection is lost, and
-        nobody knows whether it was carried out, it is sent once more, within the time that it had:
-        every operation may be repeated, for its tokens say that it is the same.
+        nobody knows whether it was carried out, it is sent once more, within the time that it had,
+        if it may be: its tokens say that it is the same.
 
         Raises (from the future, or at once):
             GridUnavailable, GridFull: as the contract has them.
@@ -122,7 +123,12 @@ class Link:
         future = self._loop.create_future()
         words = (b"EVALSHA", script.sha, b"1", name, *arguments)
         call = _Call(
-            future, self._loop.time() + self.timeout, words, pack_command(words), script, True
+            future,
+            self._loop.time() + self.timeout,
+            words,
+            pack_command(words),
+            script,
+            script.repeats,
         )
         if self._wire is not None:
             self._wire.send(call)
@@ -199,8 +205,9 @@ class Link:
             self._begin_to_connect()
 
     async def _keep_connecting(self) -> None:
-        pause = _FIRST_PAUSE
+        pause = self._pause
         while True:
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # a farm comes back in turn
             try:
                 await self._connect_once()
             except GridUnavailable as error:
@@ -209,12 +216,12 @@ class Link:
                 self._fail_waiting(error)
             else:
                 return
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # a farm comes back in turn
-            pause = min(pause * 2, _LONGEST_PAUSE)
+            pause = min(max(2 * pause, _FIRST_PAUSE), _LONGEST_PAUSE)
 
     async def _connect_once(self) -> None:
         wire = await self._server.reach(lambda: _Wire(self), timeout=self.timeout)
         self._wire, self._why = wire, None
+        wire.has_answered = False
         if self._is_told:
             self._is_told = False
             log.info("%s answers again", self.name)
@@ -244,6 +251,12 @@ class Link:
         self._wire = None
         if self._closed or self._loop.is_closed():
             return
+        if wire.has_answered:
+            self._pause = 0.0
+        else:  # greeted and gone: who keeps the server from serving is not to be run against
+            self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE)
+        if isinstance(error, ConnectionLost) and not self._waiting:
+            return  # nobody was asking; whoever does will connect
         self._tell(error)
         if not isinstance(error, ConnectionLost):  # silence: until it is heard of, nobody waits
             self._why = error
@@ -263,9 +276,9 @@ class Link:
     def _look(self) -> None:
         self._looking = None
         now = self._loop.time()
-        if now > self._look_at + self.timeout / _LOOKS_PER_TIMEOUT:
-            self._look_later()
-            return
+        held_up = _held_up(now - self._look_at, self.timeout)
+        for call in self._waiting:
+            call.deadline += held_up
         while self._waiting and self._waiting[0].deadline <= now:
             call = self._next_waiting()
             if not call.future.done():
@@ -291,6 +304,7 @@ class _Wire(Asker):
         self._unsent: list[bytes] = []
         self._unsent_bytes = 0
         self._is_paused = False
+        self.has_answered = False  # also the greeting's commands, until the link has it
         self._is_alone = True  # what left last had nothing beside it
         self._lost: GridUnavailable | None = None
         self._looking: asyncio.TimerHandle | None = None
@@ -369,6 +383,7 @@ class _Wire(Asker):
                     self.lose(unavailable(self._link.name, ServerReply(str(reply))))
                     return
                 call = pending.popleft()
+                self.has_answered = True
                 if type(reply) is hiredis.ReplyError:
                     self._refused(call, str(reply))
                 elif not call.future.done():  # else its caller has gone: the reply is dropped here
@@ -394,7 +409,10 @@ class _Wire(Asker):
                 call.packed = pack_command(call.words)
                 self.send(call)
             else:
-                call.future.set_exception(failure(self._link.name, ServerReply(reply)))
+                error = failure(self._link.name, ServerReply(reply))
+                if call.was_sent and isinstance(error, GridUnavailable):
+                    error.never_asked = False
+                call.future.set_exception(error)
         meaning = meaning_of(reply)
         if meaning.ends:
             self.lose(ConnectionLost(f"{self._link.name} {meaning.text}"))
@@ -422,12 +440,11 @@ class _Wire(Asker):
         """One timer for all calls: a time-out of its own would double what a call costs."""
         self._looking = None
         now = self._loop.time()
-        if now > self._look_at + self._link.timeout / _LOOKS_PER_TIMEOUT:
-            # The event loop was held up, and replies may lie ready: it was not the server.
-            self._look_later()
-            return
+        held_up = _held_up(now - self._look_at, self._link.timeout)
+        self._heard_at += held_up
         overdue = False
         for call in self._pending:
+            call.deadline += held_up
             if call.deadline <= now:
                 overdue = True
                 if not call.future.done():
@@ -448,6 +465,13 @@ def _never_asked(error: GridUnavailable) -> GridUnavailable:
     copy = type(error)(str(error))
     copy.never_asked = True
     return copy
+
+
+def _held_up(late: float, timeout: float) -> float:
+    """Seconds that count for nobody, since a look was so much too late: replies may lie ready, and
+    calls not have left yet. What a busy event loop is always late by counts, or it would never judge.
+    """
+    return max(0.0, late - timeout / _LOOKS_PER_TIMEOUT)
 
 
 def _overdue(link: Link) -> GridUnavailable:

@@ -86,6 +86,8 @@ _CODES = {
     "CLUSTERDOWN": _Meaning("belongs to a Cluster that is down"),
     "NOSCRIPT": _Meaning("forgets scripts as soon as it has them"),
 }
+# Said before a script is begun: certainly nothing was carried out.
+_BEFORE = {"LOADING", "READONLY", "MASTERDOWN", "NOAUTH", "BUSY", "MISCONF", "NOREPLICAS"}
 _TEXTS = (
     (
         "ERR max number of clients",
@@ -125,4 +127,7 @@ def failure(name: str, reply: ServerReply) -> GridUnavailable | GridFull:
         name: the server in words.
     """
     meaning = meaning_of(str(reply))
-    return meaning.kind(f"{name} {meaning.text}")
+    error = meaning.kind(f"{name} {meaning.text}")
+    if isinstance(error, GridUnavailable):
+        error.never_asked = str(reply).partition(" ")[0] in _BEFORE
+    return error

@@ -18,16 +18,24 @@ _WORD = re.compile(r"[A-Za-z_]+")
 
 
 class Script(NamedTuple):
-    """A script, and the name under which a server that has seen it knows it."""
+    """A script.
+
+    Attributes:
+        sha: the name under which a server that has seen it knows it.
+        repeats: it is sent once more where the connection is lost; its tokens say that it is the
+            same call.
+    """
 
     source: bytes
     sha: bytes
+    repeats: bool
 
 
-def _load(name: str, rules: str = _RULES) -> Script:
+def _load(name: str, rules: str = _RULES, *, repeats: bool = True) -> Script:
     head, _, body = (_FOLDER / f"{name}.lua").read_text(encoding="utf-8").partition("\n")
     source = f"{head}\n{_needed(rules, body)}\n".encode()  # the first line has to stay the first
-    return Script(source, sha1(source, usedforsecurity=False).hexdigest().encode("ascii"))
+    sha = sha1(source, usedforsecurity=False).hexdigest().encode("ascii")
+    return Script(source, sha, repeats)
 
 
 def _needed(rules: str, body: str) -> str:
@@ -54,7 +62,9 @@ def _needed(rules: str, body: str) -> str:
     return re.sub(r"\n\s*\n", "\n", text).strip()
 
 
-CREATE = _load("create")
+# Not repeated: its first try may arrive late, by way of a proxy, when the session that the second
+# made is removed already, and would bring it back.
+CREATE = _load("create", repeats=False)
 ACQUIRE = _load("acquire")
 READ = _load("read")
 WATCH = _load("watch")

@@ -7,7 +7,8 @@ import inspect
 import os
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -193,7 +194,7 @@ class Server:
         hint = "" if self.tls is None else "; if it does not speak TLS, the scheme is redis://"
         silent = f"{self.where} did not answer within {most:g} s{hint}"
         try:
-            async with asyncio.timeout(timeout):
+            async with _within(timeout):
                 await self._connect(connection, place)
                 if pause:
                     await asyncio.sleep(min(pause, timeout / 2))
@@ -282,6 +283,28 @@ class Server:
 
     def _too_old(self, version: str) -> Misset:
         return Misset(f"{self.where} is Redis {version}; gridsession needs 7.0 or newer")
+
+
+@asynccontextmanager
+async def _within(seconds: float) -> AsyncGenerator[None]:
+    """`asyncio.timeout`, but that time in which the event loop was held up does not count."""
+    loop, step = asyncio.get_running_loop(), seconds / 8
+    looking: asyncio.TimerHandle | None = None
+
+    def look(due: float) -> None:
+        nonlocal looking
+        late = loop.time() - due
+        if late > step and (end := bound.when()) is not None and not bound.expired():
+            bound.reschedule(end + late)
+        looking = loop.call_later(step, look, loop.time() + step)
+
+    async with asyncio.timeout(seconds) as bound:
+        look(loop.time())
+        try:
+            yield
+        finally:
+            if looking is not None:
+                looking.cancel()
 
 
 def _keep_alive(descriptor: int) -> None:

@@ -33,7 +33,7 @@ if ARGV[7] ~= '' then
     local user_changed = ARGV[8] == '1'
     local old = {}
     for _, one in ipairs(record[OLD]) do
-        if is_ahead(one[2], REPLACED) then old[#old + 1] = {one[1], one[2], one[3] or user_changed} end
+        if one[2] > now then old[#old + 1] = {one[1], one[2], one[3] or user_changed} end
     end
     if user_changed then  -- who came with an older id is not let in any more, also from the queue
         for _, ticket in ipairs(record[TICKETS]) do rung[#rung + 1] = ticket[1] end

@@ -20,6 +20,7 @@ local HEAD, FIRST = 5, 512  -- bytes ahead of the head; bytes that are read to f
 local ROOM, STEP, SPARE = 240, 64, 20
 local HAND_OFF, POLL, MIN_RETRY = 2.0, 1.0, 0.005
 local TICKET, REPLACED, MAX_REPLACED, REMEMBERED = 3.0, 10.0, 4, 8
+local SET_BACK = 1.0
 local MIN_SLIDE, MAX_SLIDE, SLIDE_SHARE = 1.0, 60.0, 0.01
 
 -- What scripts answer with, as their reply or its first part.
@@ -86,9 +87,10 @@ local function save(record, new)
 end
 
 -- Whether a time that was so many seconds ahead when it was written is still to come. One that is
--- further ahead was written before the clock was set back, and has passed.
+-- much further ahead was written before the clock was set back, and has passed. (Less than a second
+-- is what those who keep clocks right set one back by.)
 local function is_ahead(time, seconds)
-    return time > now and time <= now + seconds + 0.001
+    return time > now and time <= now + seconds + SET_BACK
 end
 
 local function is_locked(record)
@@ -144,7 +146,7 @@ local function busy(record, token)
     end
     local retry_in = math.max(math.min(POLL, record[UNTIL] - now), MIN_RETRY)
     return {
-        BUSY, record[HOLDER], {double = now - record[SINCE]}, ahead, {double = retry_in},
+        BUSY, record[HOLDER], {double = math.max(0, now - record[SINCE])}, ahead, {double = retry_in},
         record[LOCK]
     }
 end
@@ -154,7 +156,7 @@ local function stay(record, mine, token, holder, queue_limit, watch)
     if not mine then
         drop_stale(record)
         if #record[TICKETS] >= queue_limit then
-            return {QUEUE_FULL, record[HOLDER], {double = now - record[SINCE]}}
+            return {QUEUE_FULL, record[HOLDER], {double = math.max(0, now - record[SINCE])}}
         end
         table.insert(record[TICKETS], {token, holder, now, watch})
     end
@@ -165,7 +167,7 @@ end
 local function refusal(record, secret)
     if secret == record[SECRET] then return nil end
     for _, old in ipairs(record[OLD]) do
-        if old[1] == secret and is_ahead(old[2], REPLACED) then
+        if old[1] == secret and old[2] > now then
             if old[3] then return REFUSED end
             return nil
         end
