@@ -469,7 +469,8 @@ def _never_asked(error: GridUnavailable) -> GridUnavailable:
 
 def _held_up(late: float, timeout: float) -> float:
     """Seconds that count for nobody, since a look was so much too late: replies may lie ready, and
-    calls not have left yet. What a busy event loop is always late by counts, or it would never judge.
+    calls not have left yet. What a busy event loop is always late by counts, or it would never
+    judge.
     """
     return max(0.0, late - timeout / _LOOKS_PER_TIMEOUT)
 
