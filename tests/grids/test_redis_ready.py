@@ -9,7 +9,7 @@ from pathlib import Path
 from ssl import TLSVersion
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import redis
 import redis.asyncio as aioredis
@@ -388,8 +388,8 @@ async def test_an_application_on_a_ready_client(server: RedisServer) -> None:
     app = Starlette(
         routes=[Route("/", count)], middleware=[Middleware(SessionMiddleware, provider=provider)]
     )
-    transport = httpx.ASGITransport(app=app)
-    async with httpx.AsyncClient(transport=transport, base_url="https://shop") as browser:
+    transport = httpx2.ASGITransport(app=app)
+    async with httpx2.AsyncClient(transport=transport, base_url="https://shop") as browser:
         assert [(await browser.get("/")).text for _ in range(3)] == ["1", "2", "3"]
     assert not client.connection_pool._available_connections
     assert not provider.owns_grid
