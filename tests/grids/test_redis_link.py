@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gridsession import GridUnavailable
-from gridsession.grids.redis import RedisGrid, link
-from gridsession.grids.redis.link import MOST_PENDING, Link
+from gridsession.grids.redis import RedisGrid, wire
+from gridsession.grids.redis.link import Link
 from gridsession.grids.redis.server import Server
+from gridsession.grids.redis.wire import MOST_PENDING
 from gridsession.sources.connection_string import RedisAddress, parse
 from gridsession.testing import FaultProxy
 from gridsession.testing.contract_hooks import Visitor
@@ -309,7 +310,7 @@ async def test_calls_that_wait_for_a_connection_are_bounded() -> None:
 async def test_bytes_that_nobody_takes_are_bounded_and_the_link_recovers(
     server: RedisServer, is_connected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "MOST_UNSENT", 8 << 20)
+    monkeypatch.setattr(wire, "MOST_UNSENT", 8 << 20)
     with linked(server.url) as it:
         if is_connected:
             await it.open()

@@ -7,18 +7,14 @@ import logging
 import random
 import struct
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from gridsession.errors import GridUnavailable, SettingsError
 from gridsession.grids.contract import (
     EXISTS,
     GONE,
     LOCK_LOST,
-    MISSING,
-    RELEASED,
-    REMOVED,
-    REPLACED,
     Busy,
     Change,
     Claim,
@@ -34,10 +30,9 @@ from gridsession.grids.contract import (
     Released,
     Removed,
     Replaced,
-    Snapshot,
-    Version,
 )
 from gridsession.grids.redis import scripts
+from gridsession.grids.redis.answers import ON_RELEASE, ON_REMOVE, ON_RENEW, ON_TOUCH, Answers
 from gridsession.grids.redis.connections import Connections
 from gridsession.grids.redis.credentials import CredentialProvider
 from gridsession.grids.redis.health import concerns
@@ -53,24 +48,6 @@ _PARTS_AT_ONCE = 8  # asked together by a sweep
 _MARGIN = 60.0  # seconds that a record outlives its end at the server where ends are not kept
 _A_DAY = 86400.0  # seconds
 _token = struct.Struct(">Q")
-
-Answer = TypeVar("Answer")
-_RELEASED: dict[int, Released | LockLost | Gone] = {
-    scripts.OK: RELEASED,
-    scripts.LOCK_LOST: LOCK_LOST,
-    scripts.GONE_OR_MISSING: GONE,
-}
-_REMOVED: dict[int, Removed | LockLost | Gone] = {
-    scripts.OK: REMOVED,
-    scripts.LOCK_LOST: LOCK_LOST,
-    scripts.GONE_OR_MISSING: GONE,
-}
-_RENEWED = {scripts.OK: True, scripts.LOCK_LOST: False}
-_TOUCHED = {scripts.OK: True, scripts.GONE_OR_MISSING: False}
-_REFUSED: dict[int, Replaced | Missing] = {
-    scripts.REFUSED: REPLACED,
-    scripts.GONE_OR_MISSING: MISSING,
-}
 
 log = logging.getLogger("gridsession")
 
@@ -93,6 +70,7 @@ class RedisGrid:
     def __init__(self, server: Server, *, namespace: str = "/", timeout: float = 1.0) -> None:
         self.connections = Connections(server, timeout=timeout)
         self.names = Names(namespace)
+        self._answers = Answers(server.where)
         self._margin = _MARGIN
         self._is_checked = False
         self._waiters: set[bytes] = set()  # tokens
@@ -199,46 +177,6 @@ class RedisGrid:
             self._margin = max(self._margin, _A_DAY)
         return kept is not None
 
-    # -- answers of scripts ---------------------------------------------------------------
-    # What is none says nothing of a session: it must not pass for missing.
-
-    def _senseless(self) -> GridUnavailable:
-        return GridUnavailable(f"{self.where} gave an answer that no script of ours gives")
-
-    def _one_of(self, outcome: object, meanings: Mapping[int, Answer]) -> Answer:
-        if type(outcome) is not int or outcome not in meanings:
-            raise self._senseless()
-        return meanings[outcome]
-
-    def _committed(self, outcome: Any, commit_token: int) -> Committed:
-        if type(outcome) is not list or len(outcome) != 3 or outcome[0] != scripts.OK:
-            raise self._senseless()
-        return Committed(Version(outcome[1], commit_token), outcome[2])
-
-    def _snapshot(self, outcome: Any) -> Snapshot | None:
-        if type(outcome) is not list or len(outcome) != 10 or outcome[0] != scripts.GRANTED:
-            return None
-        _, payload, counter, version, created, timeout, deadline, user, replaced, due = outcome
-        return Snapshot(
-            payload,
-            Version(counter, _token.unpack(version)[0]),
-            created,
-            timeout,
-            deadline,
-            None if user is None else user.decode(),
-            replaced == 1,
-            due == 1,
-        )
-
-    def _refused(self, outcome: Any) -> Busy | QueueFull | Replaced | Missing:
-        if type(outcome) is list:
-            if len(outcome) == 6 and outcome[0] == scripts.BUSY:
-                _, holder, held_for, ahead, retry_in, lock = outcome
-                return Busy(holder.decode(), held_for, ahead, retry_in, lock)
-            if len(outcome) == 3 and outcome[0] == scripts.QUEUE_FULL:
-                return QueueFull(outcome[1].decode(), outcome[2])
-        return self._one_of(outcome, _REFUSED)
-
     # -- the contract ---------------------------------------------------------------------
 
     def _run(self, script: Script, key: bytes, *arguments: Word) -> asyncio.Future[Any]:
@@ -270,7 +208,7 @@ class RedisGrid:
         if outcome == scripts.EXISTS:
             await self._look_at(self.names.part(key), self.names.entry(key), due)  # as it was
             return EXISTS
-        committed = self._committed(outcome, new.commit_token)
+        committed = self._answers.committed(outcome, new.commit_token)
         await self._entered(indexed)
         return committed
 
@@ -304,11 +242,11 @@ class RedisGrid:
             claim.lease,
             claim.queue_limit,
         )
-        snapshot = self._snapshot(outcome)
+        snapshot = self._answers.snapshot(outcome)
         if snapshot is not None:
             self._forget(claim.token)
             return Granted(snapshot)
-        refused = self._refused(outcome)
+        refused = self._answers.refused(outcome)
         if type(refused) is not Busy:
             self._forget(claim.token)
         return refused
@@ -329,8 +267,8 @@ class RedisGrid:
                 watch.queue_limit,
                 seen or b"",
             )
-        snapshot = self._snapshot(outcome)
-        found = self._refused(outcome) if snapshot is None else Found(snapshot)
+        snapshot = self._answers.snapshot(outcome)
+        found = self._answers.refused(outcome) if snapshot is None else Found(snapshot)
         if watch is not None and type(found) is not Busy:
             self._forget(watch.token)
         return found
@@ -359,7 +297,7 @@ class RedisGrid:
             return LOCK_LOST
         if outcome == scripts.GONE_OR_MISSING:
             return GONE
-        return self._committed(outcome, change.commit_token)
+        return self._answers.committed(outcome, change.commit_token)
 
     def _commit(
         self, key: bytes, token: bytes, change: Change, release: bool, indexed: bytes
@@ -388,21 +326,21 @@ class RedisGrid:
             raise failures[0]
         # One record that cannot be read says nothing of the others; its lock's commit will tell.
         return [
-            isinstance(outcome, BaseException) or self._one_of(outcome, _RENEWED)
+            isinstance(outcome, BaseException) or self._answers.one_of(outcome, ON_RENEW)
             for outcome in outcomes
         ]
 
     async def release(self, key: bytes, token: bytes) -> Released | LockLost | Gone:
         self._forget(token)
         outcome = await self._run(scripts.RELEASE, key, self._margin, token)
-        return self._one_of(outcome, _RELEASED)
+        return self._answers.one_of(outcome, ON_RELEASE)
 
     async def touch(self, key: bytes) -> bool:
-        return self._one_of(await self._run(scripts.TOUCH, key, self._margin), _TOUCHED)
+        return self._answers.one_of(await self._run(scripts.TOUCH, key, self._margin), ON_TOUCH)
 
     async def remove(self, key: bytes, token: bytes | None = None) -> Removed | LockLost | Gone:
         outcome = await self._run(scripts.REMOVE, key, token or b"")
-        return self._one_of(outcome, _REMOVED)
+        return self._answers.one_of(outcome, ON_REMOVE)
 
     async def sweep(self, limit: int) -> int:
         if await self._read_flag():
