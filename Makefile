@@ -6,6 +6,7 @@ MAKEFLAGS += --no-print-directory
 
 VENV_PYTHON := .venv/bin/python
 ARGS ?=
+JOBS ?= 2
 
 PORT ?= 8000
 WORKERS ?= 2
@@ -22,9 +23,9 @@ run: ## Serve the example shop; PORT=8000 WORKERS=2 GRID=embedded: (or redis://1
 	@scripts/bootstrap dev
 	@exec $(VENV_PYTHON) examples/shop/serve.py
 
-test: ## Run the tests; ARGS="-k cookie -x" goes to pytest
+test: ## Run the tests; ARGS="-k cookie -x" goes to pytest, JOBS=0 runs them one by one
 	@scripts/bootstrap test
-	@$(VENV_PYTHON) -m pytest $(ARGS)
+	@$(VENV_PYTHON) -m pytest -n $(JOBS) $(ARGS)
 
 check: ## Check format, lint, types, import rules and module length
 	@scripts/bootstrap dev
