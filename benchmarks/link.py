@@ -146,16 +146,13 @@ class Peer(ABC):
         """One caller, one call after the other."""
 
 
-class _OnLink(Peer):
-    async def open(self) -> None:
-        self._link = Link(_server(self.redis), timeout=_TIMEOUT)
-        await self._link.open()
+class _ByCalls(Peer):
+    """With what has a `call` that takes a command's words."""
 
-    async def close(self) -> None:
-        self._link.close()
+    _on: Link | BareLoop
 
     async def caller(self, pairs: Sequence[Pair]) -> None:
-        call = self._link.call
+        call = self._on.call
         for pair in pairs:
             script, name, words = pair.acquire
             reply = await call(b"EVALSHA", script.sha, b"1", name, *words)
@@ -163,6 +160,15 @@ class _OnLink(Peer):
             script, name, words = pair.commit
             reply = await call(b"EVALSHA", script.sha, b"1", name, *words)
             assert reply[0] == OK
+
+
+class _OnLink(_ByCalls):
+    async def open(self) -> None:
+        self._on = self._link = Link(_server(self.redis), timeout=_TIMEOUT)
+        await self._link.open()
+
+    async def close(self) -> None:
+        self._link.close()
 
 
 class _OnGrid(Peer):
@@ -180,22 +186,12 @@ class _OnGrid(Peer):
             await grid.commit(pair.key, pair.claim.token, pair.change, release=True)
 
 
-class _OnBareLoop(Peer):
+class _OnBareLoop(_ByCalls):
     async def open(self) -> None:
-        self._bare = await BareLoop.to(self.redis.port)
+        self._on = self._bare = await BareLoop.to(self.redis.port)
 
     async def close(self) -> None:
         self._bare.close()
-
-    async def caller(self, pairs: Sequence[Pair]) -> None:
-        call = self._bare.call
-        for pair in pairs:
-            script, name, words = pair.acquire
-            reply = await call(b"EVALSHA", script.sha, b"1", name, *words)
-            assert reply[0] == GRANTED
-            script, name, words = pair.commit
-            reply = await call(b"EVALSHA", script.sha, b"1", name, *words)
-            assert reply[0] == OK
 
 
 class _OnRedisPy(Peer):

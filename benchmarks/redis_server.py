@@ -13,12 +13,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import redis
 
-from benchmarks.servers import BenchmarkFailed
+from benchmarks.servers import BenchmarkFailed, Started
 
 PROGRAM = os.environ.get("GRID_SERVER", "redis-server")
 _START_SECONDS = 10.0
@@ -31,7 +30,7 @@ def _end_with_parent() -> None:
         _LIBC.prctl(1, signal.SIGKILL)
 
 
-class RedisServer:
+class RedisServer(Started):
     """A server without persistence, which would only blur what is measured.
 
     Args:
@@ -95,20 +94,4 @@ class RedisServer:
 
     def stop(self) -> None:
         self.admin.close()
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
+        super().stop()

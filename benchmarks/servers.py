@@ -59,7 +59,32 @@ def cpu_seconds(pid: int) -> float:
     return times.user + times.system
 
 
-class Server:
+class Started:
+    """A process that was started to be measured: `with` ends it."""
+
+    _process: subprocess.Popen[bytes]
+
+    def stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+class Server(Started):
     """uvicorn with one of `apps.py`'s applications, or aiohttp's server with its own.
 
     Args:
@@ -137,25 +162,6 @@ class Server:
         if any(status != 200 or not cookie for status, _, cookie in answers):
             raise BenchmarkFailed(f"{self.kind}{path} answered {answers[0][0]} without a session")
         return [cookie for _, _, cookie in answers]
-
-    def stop(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
 
 
 @dataclass(frozen=True)

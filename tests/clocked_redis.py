@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from hashlib import sha1
 from typing import Any
 
-from gridsession.grids.contract import Clock
+from gridsession.grids.contract import Clock, Grid
 from gridsession.grids.redis.connections import Connections
 from gridsession.grids.redis.grid import RedisGrid
 from gridsession.grids.redis.scripts import Script
 from gridsession.grids.redis.server import Server, Word
 from gridsession.sources.connection_string import RedisAddress, parse
+from gridsession.testing import ManualClock
+from tests.redis_server import a_namespace
 
 _TIME = b"local time = redis.call('TIME')"
 _CLOCK = b"""
@@ -44,6 +48,35 @@ class ClockedRedisGrid(RedisGrid):
 
     def _wall(self) -> float:
         return self._clock.now().wall
+
+
+class OnASetClock:
+    """What a suite of the contract needs to run by such a clock: mixed in ahead of it.
+
+    Attributes:
+        url: of the server; set before a test.
+        namespace: set as well where it has to be a certain one.
+    """
+
+    url: str
+    namespace: str | None = None
+
+    @contextlib.asynccontextmanager
+    async def open_grid(self) -> AsyncIterator[Grid]:
+        self.clock = ManualClock()
+        self._namespace = self.namespace or a_namespace()
+        async with self.second_client(None) as grid:
+            yield grid
+
+    @contextlib.asynccontextmanager
+    async def second_client(self, grid: Grid | None) -> AsyncIterator[Grid]:
+        other = ClockedRedisGrid(self.url, self.clock, namespace=self._namespace)
+        await other.open()
+        yield other
+        await other.close()
+
+    async def advance(self, seconds: float) -> None:
+        self.clock.advance(seconds)
 
 
 class _Clocked(Connections):

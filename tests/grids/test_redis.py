@@ -15,11 +15,10 @@ from gridsession.grids.redis import RedisGrid
 from gridsession.testing import (
     BoundedGridContract,
     GridContract,
-    ManualClock,
     StoredGridContract,
 )
 from gridsession.testing.contract_hooks import Undo, a_new
-from tests.clocked_redis import ClockedRedisGrid
+from tests.clocked_redis import OnASetClock
 from tests.redis_server import RedisServer, a_namespace, shared_server
 
 
@@ -57,25 +56,12 @@ class TestRedis(GridContract, StoredGridContract):
         return undo
 
 
-class TestRedisByASetClock(GridContract):
+class TestRedisByASetClock(OnASetClock, GridContract):
     """The waits that would be long, too."""
 
-    @contextlib.asynccontextmanager
-    async def open_grid(self) -> AsyncIterator[Grid]:
-        self.clock = ManualClock()
-        self.namespace = a_namespace()
-        async with self.second_client(None) as grid:
-            yield grid
-
-    @contextlib.asynccontextmanager
-    async def second_client(self, grid: Grid | None) -> AsyncIterator[Grid]:
-        other = ClockedRedisGrid(shared_server().url, self.clock, namespace=self.namespace)
-        await other.open()
-        yield other
-        await other.close()
-
-    async def advance(self, seconds: float) -> None:
-        self.clock.advance(seconds)
+    @pytest.fixture(autouse=True)
+    def use_server(self) -> None:
+        self.url = shared_server().url
 
 
 class TestFullRedis(BoundedGridContract):

@@ -8,9 +8,8 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -23,11 +22,10 @@ from gridsession.grids.contract import (
     Claim,
     Committed,
     Granted,
-    Grid,
 )
-from gridsession.testing import GridContract, ManualClock
+from gridsession.testing import GridContract
 from gridsession.testing.contract_hooks import a_new
-from tests.clocked_redis import ClockedRedisGrid
+from tests.clocked_redis import OnASetClock
 from tests.grids.certificates import (
     as_nobody,
     open_folder,
@@ -154,7 +152,7 @@ async def test_a_database_that_is_not_there_stops_the_start(server: RedisServer)
     assert "correct db" in await refused(grid_at(f"redis://127.0.0.1:{server.port}/4000"))
 
 
-class TestRedisAsAUserWithTheRule(GridContract):
+class TestRedisAsAUserWithTheRule(OnASetClock, GridContract):
     """By a clock that a test sets, for which alone the user may also write one key."""
 
     @pytest.fixture(autouse=True)
@@ -164,22 +162,6 @@ class TestRedisAsAUserWithTheRule(GridContract):
         self.url = permit(server, f"{rule} (+set_~gs:{self.namespace}:clock)")
         yield
         assert denied(server) == set()
-
-    @contextlib.asynccontextmanager
-    async def open_grid(self) -> AsyncIterator[Grid]:
-        self.clock = ManualClock()
-        async with self.second_client(None) as grid:
-            yield grid
-
-    @contextlib.asynccontextmanager
-    async def second_client(self, grid: Any) -> AsyncIterator[Grid]:
-        other = ClockedRedisGrid(self.url, self.clock, namespace=self.namespace)
-        await other.open()
-        yield other
-        await other.close()
-
-    async def advance(self, seconds: float) -> None:
-        self.clock.advance(seconds)
 
 
 # -- who the user is ----------------------------------------------------------------------------

@@ -18,9 +18,9 @@ from gridsession.grids.contract import Found, Grid
 from gridsession.grids.redis import RedisGrid
 from gridsession.grids.redis.tls import Tls
 from gridsession.sources.connection_string import RedisAddress, parse
-from gridsession.testing import GridContract, ManualClock
+from gridsession.testing import GridContract
 from gridsession.testing.contract_hooks import a_new
-from tests.clocked_redis import ClockedRedisGrid
+from tests.clocked_redis import OnASetClock
 from tests.grids.certificates import (
     PASSWORD,
     Authority,
@@ -461,7 +461,7 @@ def test_files_are_read_again_only_when_they_were_replaced(pki: Pki, tmp_path: P
 # -- the contract -------------------------------------------------------------------------------
 
 
-class TestRedisOverTls(GridContract):
+class TestRedisOverTls(OnASetClock, GridContract):
     """With a certificate of its own, by a clock that a test sets."""
 
     @pytest.fixture(autouse=True)
@@ -471,20 +471,3 @@ class TestRedisOverTls(GridContract):
         self.url = strict.at(
             ssl_ca_certs=pki.ours.cert, ssl_certfile=client.cert, ssl_keyfile=client.key
         )
-
-    @contextlib.asynccontextmanager
-    async def open_grid(self) -> AsyncIterator[Grid]:
-        self.clock = ManualClock()
-        self.namespace = a_namespace()
-        async with self.second_client(None) as grid:
-            yield grid
-
-    @contextlib.asynccontextmanager
-    async def second_client(self, grid: Any) -> AsyncIterator[Grid]:
-        other = ClockedRedisGrid(self.url, self.clock, namespace=self.namespace)
-        await other.open()
-        yield other
-        await other.close()
-
-    async def advance(self, seconds: float) -> None:
-        self.clock.advance(seconds)

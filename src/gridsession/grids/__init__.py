@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from gridsession.errors import SettingsError
 from gridsession.grids.contract import Grid
+from gridsession.sources.address_parts import wrong
 from gridsession.sources.connection_string import RedisAddress, parse
 from gridsession.sources.installed import installed_grids
 
@@ -38,10 +38,9 @@ def make_grid(connection_string: str, *, namespace: str = "/", timeout: float = 
         else:
             # Without the slashes it may be a user's name, before a password.
             shown = repr(scheme) if rest.startswith("//") else "that it names"
-            raise SettingsError(
-                f"connection_string: there is no grid for the scheme {shown}; "
-                f"there are: {', '.join(sorted({*_OURS, 'redis', *offered}))}",
-                option="connection_string",
+            raise wrong(
+                f"there is no grid for the scheme {shown}; "
+                f"there are: {', '.join(sorted({*_OURS, 'redis', *offered}))}"
             )
     grid: Grid = make(connection_string, namespace=namespace, timeout=timeout)
     return grid
@@ -59,10 +58,9 @@ def _embedded(connection_string: str, *, namespace: str, timeout: float) -> Grid
     except ImportError as error:
         if error.name != "fcntl":
             raise
-        raise SettingsError(
-            "connection_string: embedded: needs Linux (or macOS, for development), for it locks "
-            "files as they do; use memory:// here",
-            option="connection_string",
+        raise wrong(
+            "embedded: needs Linux (or macOS, for development), for it locks files as they do; "
+            "use memory:// here"
         ) from None
     return EmbeddedGrid.from_connection_string(
         connection_string, namespace=namespace, timeout=timeout
@@ -75,10 +73,7 @@ def _redis(connection_string: str, *, namespace: str, timeout: float) -> Grid:
     except ImportError as error:
         if error.name != "hiredis":
             raise
-        raise SettingsError(
-            "connection_string: for Redis, run: pip install 'gridsession[redis]'",
-            option="connection_string",
-        ) from None
+        raise wrong("for Redis, run: pip install 'gridsession[redis]'") from None
     return RedisGrid.from_connection_string(connection_string, namespace=namespace, timeout=timeout)
 
 

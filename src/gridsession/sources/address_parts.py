@@ -23,9 +23,15 @@ _PORT = re.compile(r"[0-9]{1,5}")
 _BRACKETED = re.compile(r"\[([^\[\]]*)\](?::(.*))?", re.DOTALL)
 
 
-def wrong(text: str) -> SettingsError:
-    """The error for a connection string; `text` names the part and what to write instead."""
-    return SettingsError(f"connection_string: {text}", option="connection_string")
+def wrong(text: str, named_by: str = "connection_string") -> SettingsError:
+    """The error for an address.
+
+    Args:
+        text: names the part and what to write instead.
+        named_by: what gave the address: `connection_string`, or `client` for a ready client.
+    """
+    option = named_by if named_by == "connection_string" else None
+    return SettingsError(f"{named_by}: {text}", option=option)
 
 
 def bool_of(text: str) -> bool | None:

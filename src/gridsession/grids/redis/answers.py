@@ -31,7 +31,7 @@ from gridsession.grids.contract import (
 )
 from gridsession.grids.redis import scripts
 
-_token = struct.Struct(">Q")
+TOKEN = struct.Struct(">Q")  # a commit's, as scripts have it
 
 Answer = TypeVar("Answer")
 ON_RELEASE: dict[int, Released | LockLost | Gone] = {
@@ -62,17 +62,17 @@ class Answers:
     def __init__(self, where: str) -> None:
         self._where = where
 
-    def senseless(self) -> GridUnavailable:
+    def _senseless(self) -> GridUnavailable:
         return GridUnavailable(f"{self._where} gave an answer that no script of ours gives")
 
     def one_of(self, outcome: object, meanings: Mapping[int, Answer]) -> Answer:
         if type(outcome) is not int or outcome not in meanings:
-            raise self.senseless()
+            raise self._senseless()
         return meanings[outcome]
 
     def committed(self, outcome: Any, commit_token: int) -> Committed:
         if type(outcome) is not list or len(outcome) != 3 or outcome[0] != scripts.OK:
-            raise self.senseless()
+            raise self._senseless()
         return Committed(Version(outcome[1], commit_token), outcome[2])
 
     def snapshot(self, outcome: Any) -> Snapshot | None:
@@ -81,7 +81,7 @@ class Answers:
         _, payload, counter, version, created, timeout, deadline, user, replaced, due = outcome
         return Snapshot(
             payload,
-            Version(counter, _token.unpack(version)[0]),
+            Version(counter, TOKEN.unpack(version)[0]),
             created,
             timeout,
             deadline,

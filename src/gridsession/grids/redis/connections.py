@@ -72,8 +72,7 @@ class Connections:
 
     def run(self, script: Script, name: bytes, *arguments: Word) -> asyncio.Future[Any]:
         """Run a script on the key of a name; as `Link.run`."""
-        ends = self._by_loop.get(asyncio.get_running_loop()) or self.ends()
-        return ends.link.run(script, name, *arguments)
+        return self.ends().link.run(script, name, *arguments)
 
     async def ask(self, *words: Word) -> Any:
         """Send a command; its reply.

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import struct
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from gridsession.errors import GridUnavailable, SettingsError
+from gridsession.errors import GridUnavailable
 from gridsession.grids.contract import (
     EXISTS,
     GONE,
@@ -32,7 +31,14 @@ from gridsession.grids.contract import (
     Replaced,
 )
 from gridsession.grids.redis import scripts
-from gridsession.grids.redis.answers import ON_RELEASE, ON_REMOVE, ON_RENEW, ON_TOUCH, Answers
+from gridsession.grids.redis.answers import (
+    ON_RELEASE,
+    ON_REMOVE,
+    ON_RENEW,
+    ON_TOUCH,
+    TOKEN,
+    Answers,
+)
 from gridsession.grids.redis.connections import Connections
 from gridsession.grids.redis.credentials import CredentialProvider
 from gridsession.grids.redis.health import concerns
@@ -42,12 +48,12 @@ from gridsession.grids.redis.ready_client import server_of
 from gridsession.grids.redis.replies import Misset, ServerReply, failure
 from gridsession.grids.redis.scripts import Script
 from gridsession.grids.redis.server import Server, Word
+from gridsession.sources.address_parts import wrong
 from gridsession.sources.connection_string import RedisAddress, parse
 
 _PARTS_AT_ONCE = 8  # asked together by a sweep
 _MARGIN = 60.0  # seconds that a record outlives its end at the server where ends are not kept
 _A_DAY = 86400.0  # seconds
-_token = struct.Struct(">Q")
 
 log = logging.getLogger("gridsession")
 
@@ -95,10 +101,7 @@ class RedisGrid:
         """
         address = parse(connection_string)
         if not isinstance(address, RedisAddress):
-            raise SettingsError(
-                "connection_string: it names no Redis; write redis://host:6379",
-                option="connection_string",
-            )
+            raise wrong("it names no Redis; write redis://host:6379")
         server = Server.at(address, credential_provider)
         return cls(server, namespace=namespace, timeout=timeout)
 
@@ -141,7 +144,7 @@ class RedisGrid:
         try:
             await self.connections.ends().link.open()
         except ServerReply as error:
-            if not str(error).startswith("NOPERM"):
+            if error.code != "NOPERM":
                 raise
             self._is_checked = False  # a check names what is not permitted
         if not self._is_checked:
@@ -196,7 +199,7 @@ class RedisGrid:
             scripts.CREATE,
             key,
             self._margin,
-            _token.pack(new.commit_token),
+            TOKEN.pack(new.commit_token),
             new.secret,
             new.payload,
             new.timeout,
@@ -308,7 +311,7 @@ class RedisGrid:
             key,
             self._margin,
             token,
-            _token.pack(change.commit_token),
+            TOKEN.pack(change.commit_token),
             change.timeout,
             b"" if change.user is None else f"1{change.user}",
             b"1" if release else b"0",

@@ -74,11 +74,7 @@ class Link:
         """
         future = self._loop.create_future()
         deadline = self._loop.time() + self.timeout
-        call = Call(future, deadline, words, pack_command(words), None, repeats)
-        if self._wire is not None:
-            self._wire.send(call)
-        else:
-            self._wait(call)
+        self._send(Call(future, deadline, words, pack_command(words), None, repeats))
         return future
 
     def run(self, script: Script, name: bytes, *arguments: Word) -> asyncio.Future[Any]:
@@ -93,22 +89,15 @@ class Link:
         """
         future = self._loop.create_future()
         words = (b"EVALSHA", script.sha, b"1", name, *arguments)
-        call = Call(
-            future,
-            self._loop.time() + self.timeout,
-            words,
-            pack_command(words),
-            script,
-            script.repeats,
-        )
-        if self._wire is not None:
-            self._wire.send(call)
-        else:
-            self._wait(call)
+        deadline = self._loop.time() + self.timeout
+        self._send(Call(future, deadline, words, pack_command(words), script, script.repeats))
         return future
 
-    def _wait(self, call: Call) -> None:
-        """For a connection."""
+    def _send(self, call: Call) -> None:
+        """Now, or when there is a connection."""
+        if self._wire is not None:
+            self._wire.send(call)
+            return
         if self._closed:
             raise GridUnavailable(f"{self.name}: the connection was closed")
         if self._why is not None:  # known to be away, and somebody is trying already

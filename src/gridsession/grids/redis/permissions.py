@@ -32,7 +32,7 @@ async def refused(connections: Connections, names: Names) -> list[str]:
             )
         return sorted(command.decode() for command in found)
     except ServerReply as reply:
-        if not str(reply).startswith("NOPERM"):
+        if reply.code != "NOPERM":
             raise
     # Who may run no script, or not on such a name, is asked one by one.
     denied = []
@@ -46,6 +46,6 @@ async def refused(connections: Connections, names: Names) -> list[str]:
         try:
             await link.call(*words)
         except ServerReply as reply:
-            if str(reply).startswith("NOPERM"):
+            if reply.code == "NOPERM":
                 denied.append(words[0].decode())
     return sorted(denied)

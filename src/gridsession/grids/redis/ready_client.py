@@ -11,6 +11,7 @@ from gridsession.errors import SettingsError
 from gridsession.grids.redis.credentials import Credentials, asked
 from gridsession.grids.redis.server import Server
 from gridsession.grids.redis.tls import Tls, TlsOptions
+from gridsession.sources.address_parts import wrong
 from gridsession.sources.connection_string import RedisAddress
 
 _CHECKS = {
@@ -43,15 +44,15 @@ def server_of(client: Any) -> Server:
         db = int(options.get("db") or 0)
         port = int(options.get("port") or 6379)
     except (TypeError, ValueError):
-        raise _wrong("db and port have to be whole numbers") from None
+        raise wrong("db and port have to be whole numbers", "client") from None
     name = options.get("client_name")
     if name is not None and not re.fullmatch(r"[!-~]+", str(name)):
-        raise _wrong("client_name may have ASCII characters only, no spaces among them")
+        raise wrong("client_name may have ASCII characters only, no spaces among them", "client")
     host = str(options.get("host") or "localhost")
     try:
         host.encode("idna")  # as the resolver does, which has no word for it
     except UnicodeError:
-        raise _wrong("host is no name that can be looked up") from None
+        raise wrong("host is no name that can be looked up", "client") from None
     hosts = ((host, port),) if kind != "socket" else ()
     credentials = _credentials(options)
     address = RedisAddress(
@@ -120,7 +121,9 @@ def _configuration(client: Any) -> tuple[str, Mapping[str, Any]]:
         )
     options: Mapping[str, Any] = pool.connection_kwargs
     if options.get("redis_connect_func") is not None:
-        raise _wrong("redis_connect_func cannot be used: no connection of the client's is made")
+        raise wrong(
+            "redis_connect_func cannot be used: no connection of the client's is made", "client"
+        )
     return kind, options
 
 
@@ -130,7 +133,9 @@ def _credentials(options: Mapping[str, Any]) -> Any:
     named = bool(username or password)  # as redis-py has it: empty ones are none
     if provider is not None:
         if named:
-            raise _wrong("it names user or password, and so does credential_provider; keep one")
+            raise wrong(
+                "it names user or password, and so does credential_provider; keep one", "client"
+            )
         return asked(provider)
 
     def credentials() -> Credentials:
@@ -153,12 +158,8 @@ def _tls_options(options: Mapping[str, Any]) -> TlsOptions:
             **given,
         )
     except (KeyError, TypeError):
-        raise _wrong("its ssl_ options are none that gridsession knows") from None
+        raise wrong("its ssl_ options are none that gridsession knows", "client") from None
 
 
 def _unusable(client: object, why: str) -> SettingsError:
     return SettingsError(f"client=<{type(client).__name__}> cannot be used: {why}")
-
-
-def _wrong(text: str) -> SettingsError:
-    return SettingsError(f"client: {text}")

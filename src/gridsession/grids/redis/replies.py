@@ -16,6 +16,11 @@ from gridsession.errors import GridFull, GridUnavailable
 class ServerReply(Exception):
     """The server answered by an error; the text is the server's, and may hold secrets."""
 
+    @property
+    def code(self) -> str:
+        """The first word, which says what kind of error it is."""
+        return _code(str(self))
+
 
 class ConnectionLost(GridUnavailable):
     """The connection ended before an answer came. Whoever asked may ask again at once."""
@@ -104,9 +109,13 @@ _TEXTS = (
 )
 
 
+def _code(reply: str) -> str:
+    return reply.partition(" ")[0]
+
+
 def meaning_of(reply: str) -> _Meaning:
     """What an error reply means; for one that nobody expects, its code."""
-    code = reply.partition(" ")[0]
+    code = _code(reply)
     for start, meaning in _TEXTS:
         if reply.startswith(start):
             return meaning
@@ -129,5 +138,5 @@ def failure(name: str, reply: ServerReply) -> GridUnavailable | GridFull:
     meaning = meaning_of(str(reply))
     error = meaning.kind(f"{name} {meaning.text}")
     if isinstance(error, GridUnavailable):
-        error.never_asked = str(reply).partition(" ")[0] in _BEFORE
+        error.never_asked = reply.code in _BEFORE
     return error

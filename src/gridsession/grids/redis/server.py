@@ -18,6 +18,7 @@ from gridsession.errors import GridUnavailable, SettingsError
 from gridsession.grids.redis.credentials import CredentialProvider, Credentials, asked
 from gridsession.grids.redis.replies import ConnectionLost, Misset, ServerReply, failure
 from gridsession.grids.redis.tls import Tls, meaning_of
+from gridsession.sources.address_parts import wrong
 from gridsession.sources.connection_string import RedisAddress
 
 OLDEST = (7, 0)  # sharded notices, flags of scripts, what a script may ask of its own permissions
@@ -83,8 +84,7 @@ class Server:
 
     def wrong(self, text: str) -> SettingsError:
         """The error for what will not heal."""
-        option = self.named_by if self.named_by == "connection_string" else None
-        return SettingsError(f"{self.named_by}: {text}", option=option)
+        return wrong(text, self.named_by)
 
     def __repr__(self) -> str:
         return f"Server({self.where!r})"
@@ -104,18 +104,18 @@ class Server:
         """
         for kind, what in (("sentinel", "Sentinel"), ("cluster", "Cluster")):
             if address.kind == kind:
-                raise _wrong(
+                raise wrong(
                     f"it is well-formed, but this release of gridsession has no grid for {what} "
                     "yet; name a single server: redis://host:6379"
                 )
         if address.min_replicas:
-            raise _wrong(
+            raise wrong(
                 "min_replicas: this release does not ask replicas to confirm a commit; remove it "
                 "(the server's own min-replicas-to-write is obeyed)"
             )
         named = address.username is not None or address.password is not None
         if named and credential_provider is not None:
-            raise _wrong("it names user or password, and so does credential_provider; keep one")
+            raise wrong("it names user or password, and so does credential_provider; keep one")
         credentials: Callable[[], Any] | None = None
         if credential_provider is not None:
             credentials = asked(credential_provider)
@@ -275,7 +275,7 @@ class Server:
             try:
                 await connection.ask(b"SELECT", self.db)
             except ServerReply as error:
-                if not str(error).startswith("NOPERM"):
+                if error.code != "NOPERM":
                     raise
                 raise Misset(
                     f"{self.where} does not permit its user: SELECT; without it db has to be 0"
@@ -314,10 +314,6 @@ def _keep_alive(descriptor: int) -> None:
         for name, seconds in _KEEPALIVE:
             if hasattr(socket, name):  # not on every system
                 wire.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), seconds)
-
-
-def _wrong(text: str) -> SettingsError:
-    return SettingsError(f"connection_string: {text}", option="connection_string")
 
 
 def unavailable(where: str, reply: ServerReply) -> GridUnavailable:

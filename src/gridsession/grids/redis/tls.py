@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from gridsession.errors import SettingsError
+from gridsession.sources.address_parts import wrong
 from gridsession.sources.connection_string import RedisAddress
 
 _NO_CERTIFICATE = "it holds no certificate in PEM form"
@@ -148,10 +149,7 @@ class TlsOptions:
             raise self._wrong(name, otherwise) from None
 
     def _wrong(self, name: str, why: str) -> SettingsError:
-        return SettingsError(
-            f"{self.named_by}: {name} cannot be used: {why}",
-            option=self.named_by if self.named_by == "connection_string" else None,
-        )
+        return wrong(f"{name} cannot be used: {why}", self.named_by)
 
 
 class Tls:
