@@ -5,7 +5,8 @@ sessions lie: a connection string. aiohttp's, which has a server of its own, is 
 
 Paths: `/new?size=KIB` stores a session; `/count` adds one to a number in it; `/change` changes one
 of its larger values in place; `/read` reads the number, `/value` answers it; `/hold?seconds=S` is
-`/count` that takes its time; `/plain` leaves the session alone.
+`/count` that takes its time; `/plain` leaves the session alone. `queue` and `shared`, at the end,
+have paths of their own.
 """
 
 from __future__ import annotations
@@ -23,7 +24,16 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from gridsession.grids import make_grid
-from gridsession.grids.contract import Busy, Claim, Granted, Grid, Missing, QueueFull, Replaced
+from gridsession.grids.contract import (
+    Busy,
+    Claim,
+    Granted,
+    Grid,
+    Missing,
+    QueueFull,
+    Replaced,
+    Version,
+)
 from gridsession.provider import SessionProvider
 from gridsession.settings import SessionSettings
 from gridsession.web.starlette import SessionMiddleware as GridSessions
@@ -32,7 +42,8 @@ SessionMiddleware: Any = GridSessions  # mypy cannot match a ParamSpec with `app
 DAY = 86_400.0  # seconds; nothing expires while it is measured
 HANDLER_SECONDS = 0.005
 KINDS = (
-    *("bare", "ours", "read_only", "counted", "queue"),
+    *("bare", "ours", "read_only", "counted", "queue", "shared"),
+    *("hit", "asked", "uncached"),
     *("starsessions", "starsessions_redis", "cookie", "litestar", "litestar_redis"),
 )
 NAMESPACE = "benchmark"
@@ -104,6 +115,8 @@ def make() -> Any:
         return bare()
     if kind == "queue":
         return queue()
+    if kind == "shared":
+        return shared()
     if kind.startswith("litestar"):
         from benchmarks import litestar_app
 
@@ -126,16 +139,23 @@ _ACCESS: dict[str, Any] = {
     "read_only": {"/new": "exclusive", "*": "read_only"},
     "counted": {"/read": "read_only", "*": "exclusive"},
 }
+HIT_SECONDS = 60.0  # how old what `hit` reads may be
+_CACHE: dict[str, dict[str, Any]] = {  # all read_only: sessions kept, and for how long unasked
+    "hit": {"client_cache_capacity": 1000, "client_cache_coherency_interval": HIT_SECONDS},
+    "asked": {"client_cache_capacity": 1000},
+    "uncached": {"client_cache_capacity": 0},
+}
 _NO_SWEEP = 3600.0  # seconds: the longest that the setting allows, so that no sweep is counted
 
 
 def _middleware(kind: str) -> list[Middleware]:
-    if kind in _ACCESS:
+    if kind in _ACCESS or kind in _CACHE:
         options: dict[str, Any] = {
             "connection_string": os.environ["BENCH_GRID"],
             "namespace": NAMESPACE,
             "timeout": DAY,
-            "access": _ACCESS[kind],
+            "access": _ACCESS["read_only"] if kind in _CACHE else _ACCESS[kind],
+            **_CACHE.get(kind, {}),
         }
         if kind == "counted":
             options["sweep_interval"] = _NO_SWEEP
@@ -185,9 +205,9 @@ class Announcing:
         return getattr(self._grid, name)
 
     async def acquire(
-        self, key: bytes, secret: bytes, claim: Claim
+        self, key: bytes, secret: bytes, claim: Claim, known: Version | None = None
     ) -> Granted | Busy | QueueFull | Replaced | Missing:
-        outcome = await self._grid.acquire(key, secret, claim)
+        outcome = await self._grid.acquire(key, secret, claim, known)
         if claim.token not in self._known:
             self._known.add(claim.token)
             self._out.sendto(claim.holder.encode(), self._address)
@@ -234,3 +254,50 @@ def queue() -> Starlette:
         ],
         middleware=[Middleware(SessionMiddleware, provider=SessionProvider(settings, grid=grid))],
     )
+
+
+SHARED_KEYS = 100
+
+
+def shared() -> Starlette:
+    """`/concurrent/KEY/VALUE` and `/exclusive/KEY/VALUE`: read a value, wait, set it."""
+
+    async def start(request: Request) -> Response:
+        request.session.update({shared_key(number): 0 for number in range(SHARED_KEYS)})
+        return PlainTextResponse("ok")
+
+    async def put(request: Request) -> Response:
+        began = time.monotonic()
+        session, key = request.session, request.path_params["key"]
+        assert session[key] != request.path_params["value"]
+        await asyncio.sleep(HANDLER_SECONDS)
+        session[key] = request.path_params["value"]
+        return JSONResponse({"began": began, "ended": time.monotonic(), "pid": os.getpid()})
+
+    async def everything(request: Request) -> Response:
+        return JSONResponse(dict(request.session))
+
+    async def pid(_: Request) -> Response:
+        return PlainTextResponse(str(os.getpid()))
+
+    access = {"/concurrent/*": "concurrent", "/all": "read_only", "/pid": "none"}
+    options: dict[str, Any] = {
+        "connection_string": os.environ["BENCH_GRID"],
+        "namespace": NAMESPACE,
+        "access": access,
+        "request_queue_limit_per_session": 300,
+    }
+    return Starlette(
+        routes=[
+            Route("/start", start),
+            Route("/all", everything),
+            Route("/pid", pid),
+            Route("/concurrent/{key}/{value:int}", put),
+            Route("/exclusive/{key}/{value:int}", put),
+        ],
+        middleware=[Middleware(SessionMiddleware, **options)],
+    )
+
+
+def shared_key(number: int) -> str:
+    return f"k{number:02}"

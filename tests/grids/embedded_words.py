@@ -16,7 +16,7 @@ from gridsession.grids.contract import Clock
 from gridsession.grids.embedded import EmbeddedGrid, store
 from gridsession.grids.embedded.place import Place
 from gridsession.grids.embedded.store import Store
-from gridsession.testing.contract_hooks import Visitor, a_change, a_claim
+from gridsession.testing.contract_hooks import Visitor, a_change, a_claim, payload_of
 
 MIB = 1 << 20
 PAGE = 4096
@@ -82,7 +82,7 @@ async def counted(there: Visitor, lease: float = 30.0) -> int:
     """Add one to the number in a session, under its lock; answers it."""
     claim = a_claim(lease=lease, queue_limit=10_000)
     snapshot = await there.taken(claim)
-    number = int(snapshot.payload) + 1
+    number = int(payload_of(snapshot)) + 1
     done = await there.commit(claim, a_change(b"%d" % number), release=True)
     assert done.version.counter == snapshot.version.counter + 1
     return number

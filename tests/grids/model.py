@@ -20,10 +20,12 @@ from gridsession.grids.contract import (
     Change,
     Claim,
     Committed,
+    Conflict,
     Exists,
     Found,
     Gone,
     Granted,
+    Locked,
     LockLost,
     Missing,
     NewRecord,
@@ -53,6 +55,7 @@ class Place:
     holder: str
     watches: bool
     heard: float
+    counts: bool  # among those that a limit of the queue bounds
 
 
 @dataclass
@@ -105,7 +108,7 @@ class Model:
         if there is not None:
             for version in there.history:
                 if version.token == new.commit_token:
-                    return Committed(version, there.deadline)
+                    return self._committed(version, there)
             return Exists()
         if key in self.entries:  # expired, but still there
             self._ring_all(key, self.entries[key])
@@ -123,17 +126,17 @@ class Model:
         )
         if claim is not None:
             self._lock(entry, claim.token, claim.holder, claim.lease)
-        return Committed(entry.history[-1], entry.deadline)
+        return self._committed(entry.history[-1], entry)
 
     def acquire(
-        self, key: bytes, secret: bytes, claim: Claim
+        self, key: bytes, secret: bytes, claim: Claim, known: Version | None = None
     ) -> Granted | Busy | QueueFull | Replaced | Missing:
         self._listens_no_more(key, claim.token)
         entry = self.living(key)
         if entry is None:
             return Missing()
         if entry.is_held_by(claim.token):
-            return self._granted(entry, secret, claim)
+            return self._granted(entry, secret, claim, known)
         place = entry.place_of(claim.token)
         if place is not None:
             place.heard = self._clock.steady()
@@ -146,11 +149,16 @@ class Model:
             else:
                 self._lock(entry, claim.token, claim.holder, claim.lease)
             if entry.is_held_by(claim.token):
-                return self._granted(entry, secret, claim)
+                return self._granted(entry, secret, claim, known)
         return self._queued(key, entry, claim, watches=False)
 
     def read(
-        self, key: bytes, secret: bytes, watch: Claim | None, seen: bytes | None
+        self,
+        key: bytes,
+        secret: bytes,
+        watch: Claim | None = None,
+        seen: bytes | None = None,
+        known: Version | None = None,
     ) -> Found | Busy | QueueFull | Replaced | Missing:
         if watch is not None:
             self._listens_no_more(key, watch.token)
@@ -168,7 +176,7 @@ class Model:
                 return self._queued(key, entry, watch, watches=True)
             if place is not None:
                 entry.queue.remove(place)
-        return Found(self._snapshot(entry, secret))
+        return Found(self._snapshot(entry, secret, known))
 
     def commit(
         self, key: bytes, token: bytes, change: Change, release: bool
@@ -176,20 +184,34 @@ class Model:
         entry = self.living(key)
         if entry is None:
             return Gone()
-        version = next((v for v in entry.history if v.token == change.commit_token), None)
+        version = self._version_of(entry, change.commit_token)
         if version is None:
             if not entry.is_held_by(token):
                 return LockLost()
-            version = Version(entry.history[-1].counter + 1, change.commit_token)
-            entry.history = [*entry.history, version][-REMEMBERED_COMMITS:]
-            entry.payload = entry.payload if change.payload is None else change.payload
-            entry.user, entry.timeout = change.user, change.timeout
-            entry.deadline = min(self._clock.wall() + entry.timeout, entry.latest)
-            if change.rotation is not None:
-                self._rotate(key, entry, change.rotation.secret, change.rotation.user_changed)
+            version = self._write(key, entry, change)
         if release and entry.is_held_by(token):
             self._hand_on(key, entry)
-        return Committed(version, entry.deadline)
+        return self._committed(version, entry)
+
+    def commit_if(
+        self, key: bytes, secret: bytes, base: Version, change: Change
+    ) -> Committed | Conflict | Locked | Replaced | Gone:
+        entry = self.living(key)
+        if entry is None:
+            return Gone()
+        version = self._version_of(entry, change.commit_token)
+        if version is not None:
+            return self._committed(version, entry)
+        refusal = self._refusal(entry, secret)
+        if refusal is not None:
+            return refusal if isinstance(refusal, Replaced) else Gone()
+        if not self._is_locked(entry):
+            self._hand_on(key, entry)  # what is left of a lock that has run out
+        if self._is_locked(entry):
+            return Locked()
+        if entry.history[-1] != base:
+            return Conflict(self._snapshot(entry, secret))
+        return self._committed(self._write(key, entry, change), entry)
 
     def renew(self, leases: Sequence[tuple[bytes, bytes]], lease: float) -> list[bool]:
         answers = []
@@ -254,11 +276,27 @@ class Model:
         entry.lock = Lock(token, holder, now, now + lease)
         entry.queue = [place for place in entry.queue if place.token != token]
 
-    def _granted(self, entry: Entry, secret: bytes, claim: Claim) -> Granted:
+    def _version_of(self, entry: Entry, commit_token: int) -> Version | None:
+        return next((v for v in entry.history if v.token == commit_token), None)
+
+    def _write(self, key: bytes, entry: Entry, change: Change) -> Version:
+        version = Version(entry.history[-1].counter + 1, change.commit_token)
+        entry.history = [*entry.history, version][-REMEMBERED_COMMITS:]
+        entry.payload = entry.payload if change.payload is None else change.payload
+        entry.user, entry.timeout = change.user, change.timeout
+        entry.deadline = min(self._clock.wall() + entry.timeout, entry.latest)
+        if change.rotation is not None:
+            self._rotate(key, entry, change.rotation.secret, change.rotation.user_changed)
+        return version
+
+    def _committed(self, version: Version, entry: Entry) -> Committed:
+        return Committed(version, entry.deadline, entry.deadline - self._clock.wall())
+
+    def _granted(self, entry: Entry, secret: bytes, claim: Claim, known: Version | None) -> Granted:
         assert entry.lock is not None
         entry.lock.until = self._clock.steady() + claim.lease
         self._slide(entry)
-        return Granted(self._snapshot(entry, secret))
+        return Granted(self._snapshot(entry, secret, known))
 
     def _queued(self, key: bytes, entry: Entry, claim: Claim, *, watches: bool) -> Busy | QueueFull:
         """Somebody holds the lock: wait for it."""
@@ -267,9 +305,11 @@ class Model:
         if watches or entry.place_of(claim.token) is None:
             self._drop_the_unheard(entry)
         if entry.place_of(claim.token) is None:
-            if len(entry.queue) >= claim.queue_limit:
+            counts = claim.queue_limit is not None
+            places = [place for place in entry.queue if place.counts]
+            if claim.queue_limit is not None and len(places) >= claim.queue_limit:
                 return QueueFull(lock.holder, now - lock.since)
-            entry.queue.append(Place(claim.token, claim.holder, watches, now))
+            entry.queue.append(Place(claim.token, claim.holder, watches, now, counts))
         self._listening.add((key, claim.token))
         tokens = [place.token for place in entry.queue]
         before = entry.queue[: tokens.index(claim.token)]
@@ -329,14 +369,15 @@ class Model:
         until = min(self._clock.wall() + entry.timeout, entry.latest)
         entry.deadline = max(entry.deadline, until)  # never shortened by a clock set back
 
-    def _snapshot(self, entry: Entry, secret: bytes) -> Snapshot:
+    def _snapshot(self, entry: Entry, secret: bytes, known: Version | None = None) -> Snapshot:
         moved = min(self._clock.wall() + entry.timeout, entry.latest) - entry.deadline
         return Snapshot(
-            payload=entry.payload,
+            payload=None if entry.history[-1] == known else entry.payload,
             version=entry.history[-1],
             created=entry.created,
             timeout=entry.timeout,
             deadline=entry.deadline,
+            expires_in=entry.deadline - self._clock.wall(),
             user=entry.user,
             replaced=secret != entry.secret,
             # A hundredth, but between a second and a minute.
@@ -367,5 +408,5 @@ def difference(expected: object, actual: object, where: str = "outcome") -> str 
         equal = abs(expected - actual) < 5e-6
     else:
         equal = expected == actual or isinstance(expected, (Missing, Replaced, Exists, Released))
-        equal = equal or isinstance(expected, (Removed, LockLost, Gone))
+        equal = equal or isinstance(expected, (Removed, LockLost, Gone, Locked))
     return None if equal else f"{where}: {expected!r} was due, got {actual!r}"

@@ -18,8 +18,16 @@ from gridsession import GridFull, GridUnavailable, SettingsError
 from tests.redis_server import RedisServer, free_port
 
 USER, PASSWORD = "web", "password-never-shown"
-WRITES = ("another", "acquire", "commit", "renew", "touch", "release")  # calls of a `Caller`
-ALL = ("read", *WRITES, "sweep")
+WRITES = (
+    "another",
+    "acquire",
+    "commit",
+    "commit_if",
+    "renew",
+    "touch",
+    "release",
+)  # calls of a `Caller`
+ALL = ("read", "known", *WRITES, "sweep")
 
 On = Callable[[RedisServer], AbstractContextManager[None]]
 
@@ -193,7 +201,7 @@ TROUBLES = {
         "has reached its maxmemory and takes no more session data; raise it, or shorten timeout",
         None,
         kind=GridFull,
-        fails=("another", "acquire", "commit"),
+        fails=("another", "acquire", "commit", "commit_if"),
     ),
     "NOAUTH": Trouble(
         configured("requirepass", PASSWORD, "", cuts=True),
@@ -217,7 +225,7 @@ TROUBLES = {
         "does not permit its user what sessions need; docs/farm.md has the ACL rule",
         SettingsError,
         "does not permit its user: EVAL, EVALSHA (on keys and channels that begin with gs:/:)",
-        fails=(*WRITES, "read"),
+        fails=(*WRITES, "read", "known"),
         as_user=True,
     ),
     "NOPERM, in a script": Trouble(
@@ -225,7 +233,7 @@ TROUBLES = {
         "does not permit its user what sessions need; docs/farm.md has the ACL rule",
         SettingsError,
         "does not permit its user: TIME (on keys and channels that begin with gs:/:)",
-        fails=(*WRITES, "read", "sweep"),
+        fails=(*WRITES, "read", "known", "sweep"),
         as_user=True,
     ),
     "NOPERM, of keys": Trouble(

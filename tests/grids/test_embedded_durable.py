@@ -15,7 +15,7 @@ import pytest
 from gridsession.errors import GridFull, GridUnavailable
 from gridsession.grids.contract import Busy, Committed, Granted, Missing
 from gridsession.grids.embedded.writer import Writer
-from gridsession.testing.contract_hooks import Visitor, a_change, a_claim, a_new, expect
+from gridsession.testing.contract_hooks import Visitor, a_change, a_claim, a_new, expect, payload_of
 from tests.grids.embedded_process import Child, memory_folder
 from tests.grids.embedded_words import MIB, boot, inside, longest_gap, opened, store_of, visitor
 
@@ -197,7 +197,7 @@ def test_each_acknowledged_commit_outlives_its_process_and_its_system(folder: Pa
             told = max(int(line.split(" ")[1]) for line in other.rest() or ["1 20"] if " " in line)
         with boot(2):
             async with opened(folder, durable=True) as grid:
-                assert told <= int((await visitor(grid, 1).found()).payload) <= told + 1
+                assert told <= int(payload_of(await visitor(grid, 1).found())) <= told + 1
 
     asyncio.run(run())
 

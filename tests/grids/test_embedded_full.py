@@ -14,7 +14,7 @@ from gridsession.errors import GridFull
 from gridsession.grids.contract import Busy, Claim, Committed, Released, Removed
 from gridsession.grids.embedded import EmbeddedGrid
 from gridsession.testing import ManualClock
-from gridsession.testing.contract_hooks import Visitor, a_change, a_claim, a_new, expect
+from gridsession.testing.contract_hooks import Visitor, a_change, a_claim, a_new, expect, payload_of
 from tests.grids.embedded_process import Child, memory_folder
 from tests.grids.embedded_words import (
     MIB,
@@ -76,7 +76,7 @@ def test_in_a_full_store_releases_renewals_and_sweeps_find_room(
             pairs = [(there.key, claim.token) for there, claim in held]
             assert await grid.renew(pairs, 30.0) == [True] * len(pairs)
             for number, there in enumerate(kept):
-                assert (await there.found()).payload[:8].isdigit(), number
+                assert payload_of(await there.found())[:8].isdigit(), number
             for there, claim in held:
                 expect(Released, await there.release(claim))
             clock.advance(1000.0)
@@ -141,7 +141,7 @@ def test_a_payload_that_fits_in_no_gap_is_grid_full(folder: Path) -> None:
                 await big.create(b"x" * MIB)
             await Visitor(grid).create(b"x" * 30_000)
             for there in kept[1::2]:
-                assert len((await there.found()).payload) == 40_000
+                assert len(payload_of(await there.found())) == 40_000
 
     asyncio.run(run())
 
@@ -227,7 +227,7 @@ def test_a_stopped_reader_is_named_and_nothing_is_lost(folder: Path) -> None:
                 reader.says("out")
                 # The call that was refused may have been the one that takes the lock, or not.
                 await grid.sweep(1)
-                assert int((await there.found()).payload) == done
+                assert int(payload_of(await there.found())) == done
                 await Visitor(grid).create(b"x" * 10_000)
             await grid.remove(there.key)
             new = a_new(there.secret)
@@ -301,7 +301,7 @@ def test_readers_killed_for_long_never_fill_it(folder: Path) -> None:
                     reader.kill()
                 for _ in range(100):
                     await counted(there)
-                assert int((await there.found()).payload) == 100 * (round_ + 1)
+                assert int(payload_of(await there.found())) == 100 * (round_ + 1)
             assert pages_in_use(grid) < 5
 
     asyncio.run(run())

@@ -5,22 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import warnings
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 import pytest
 
 from gridsession.errors import GridUnavailable
+from gridsession.grids.clock import SystemClock
 from gridsession.grids.contract import (
     Busy,
     Change,
     Claim,
     Committed,
+    Conflict,
     Exists,
     Found,
     Gone,
     Granted,
     Grid,
+    Locked,
     LockLost,
     Missing,
     NewRecord,
@@ -29,9 +34,11 @@ from gridsession.grids.contract import (
     Released,
     Removed,
     Replaced,
-    SystemClock,
+    Version,
 )
+from gridsession.grids.embedded import EmbeddedGrid
 from gridsession.grids.memory import MemoryGrid
+from gridsession.grids.redis import RedisGrid
 from gridsession.testing import GridContract, ManualClock
 
 HURRY = 10
@@ -87,18 +94,23 @@ class Distant(MemoryGrid):
         return outcome
 
     async def acquire(
-        self, key: bytes, secret: bytes, claim: Claim
+        self, key: bytes, secret: bytes, claim: Claim, known: Version | None = None
     ) -> Granted | Busy | QueueFull | Replaced | Missing:
         await asyncio.sleep(0)
-        outcome = await super().acquire(key, secret, claim)
+        outcome = await super().acquire(key, secret, claim, known)
         await asyncio.sleep(0)
         return outcome
 
     async def read(
-        self, key: bytes, secret: bytes, watch: Claim | None = None, seen: bytes | None = None
+        self,
+        key: bytes,
+        secret: bytes,
+        watch: Claim | None = None,
+        seen: bytes | None = None,
+        known: Version | None = None,
     ) -> Found | Busy | QueueFull | Replaced | Missing:
         await asyncio.sleep(0)
-        outcome = await super().read(key, secret, watch, seen)
+        outcome = await super().read(key, secret, watch, seen, known)
         await asyncio.sleep(0)
         return outcome
 
@@ -107,6 +119,14 @@ class Distant(MemoryGrid):
     ) -> Committed | LockLost | Gone:
         await asyncio.sleep(0)
         outcome = await super().commit(key, token, change, release=release)
+        await asyncio.sleep(0)
+        return outcome
+
+    async def commit_if(
+        self, key: bytes, secret: bytes, base: Version, change: Change
+    ) -> Committed | Conflict | Locked | Replaced | Gone:
+        await asyncio.sleep(0)
+        outcome = await super().commit_if(key, secret, base, change)
         await asyncio.sleep(0)
         return outcome
 
@@ -162,6 +182,16 @@ class ByHalves(Distant):
         return await super().commit(key, token, change, release=release)
 
 
+class ForgetsItsCommits(Distant):
+    """A commit without a lock that is not known again when it is repeated."""
+
+    async def commit_if(
+        self, key: bytes, secret: bytes, base: Version, change: Change
+    ) -> Committed | Conflict | Locked | Replaced | Gone:
+        again = replace(change, commit_token=secrets.randbits(64))
+        return await super().commit_if(key, secret, base, again)
+
+
 class SwallowsCancellation(Distant):
     async def touch(self, key: bytes) -> bool:
         with contextlib.suppress(asyncio.CancelledError):
@@ -173,6 +203,7 @@ class SwallowsCancellation(Distant):
     ("broken", "test"),
     [
         (ByHalves, "test_promise_7_commit_cancelled"),
+        (ForgetsItsCommits, "test_promise_7_commit_if_cancelled"),
         (SwallowsCancellation, "test_promise_7_renew_and_touch_cancelled"),
     ],
 )
@@ -201,6 +232,10 @@ def _claim(token: bytes) -> Claim:
 
 def test_where_says_that_nobody_else_sees_it() -> None:
     assert MemoryGrid.where == "memory:// (this process only)"
+
+
+def test_only_what_is_on_this_machine_is_read_for_less_than_a_cache_costs() -> None:
+    assert (MemoryGrid.is_local, EmbeddedGrid.is_local, RedisGrid.is_local) == (True, True, False)
 
 
 def test_ended_records_leave_nothing_in_memory() -> None:
@@ -262,6 +297,7 @@ def test_use_in_a_forked_process_is_refused_with_the_reason() -> None:
             grid.acquire(key, SECRET, _claim(TOKEN)),
             grid.read(key, SECRET),
             grid.commit(key, TOKEN, Change(2, b"x", 10.0, None), release=True),
+            grid.commit_if(key, SECRET, Version(1, 1), Change(2, b"x", 10.0, None)),
             grid.renew([(key, TOKEN)], 1.0),
             grid.release(key, TOKEN),
             grid.touch(key),
@@ -289,7 +325,7 @@ def test_use_in_a_forked_process_is_refused_with_the_reason() -> None:
         with os.fdopen(read_end) as pipe:
             texts = pipe.read().splitlines()
         os.waitpid(child, 0)
-        assert len(texts) == 9
+        assert len(texts) == 10
         for text in texts:
             assert "memory:// was opened in one process and used in another" in text
             assert "embedded:" in text

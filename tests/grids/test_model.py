@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from gridsession.grids.contract import Busy, Change, Claim, Grid, NewRecord, Rotation
+from gridsession.grids.contract import Busy, Change, Claim, Grid, NewRecord, Rotation, Version
 from gridsession.grids.embedded import EmbeddedGrid
 from gridsession.grids.embedded.place import Place
 from gridsession.grids.memory import MemoryGrid
@@ -84,7 +84,11 @@ tokens = st.integers(0, 4)
 watch_tokens = st.integers(0, 2)
 secrets = st.sampled_from(["its own"] * 6 + [*range(len(SECRETS))])
 leases = st.sampled_from(LEASES)
-queue_limits = st.sampled_from([50, 50, 50, 2, 1, 0])
+queue_limits = st.sampled_from([50, 50, 50, 2, 1, 0, None])
+# What a caller takes a record for. After a fail-over a number may be another commit's, too.
+OTHERS = ["of another token", "of another number", "the one before"]
+versions = st.sampled_from(["its own"] * 4 + OTHERS + ["of no record"])
+known_versions = st.sampled_from(["its own", *OTHERS, *[None] * 4])
 timeouts = st.sampled_from(TIMEOUTS[1:] * 2 + TIMEOUTS[:1])
 whose = st.sampled_from(["holder"] * 4 + [*range(5)])
 rotations = st.sampled_from([None] * 6 + [(n, u) for n in range(6) for u in (False, True)])
@@ -133,8 +137,37 @@ class GridMachine(RuleBasedStateMachine):
             return (b"token 0 of %d" % key[0]).ljust(16, b".")
         return entry.lock.token
 
-    def claim(self, key: bytes, number: int, lease: float, queue_limit: int) -> Claim:
+    def version(self, key: bytes, which: str) -> Version:
+        entry = self.model.entries.get(key)
+        if entry is None or which == "of no record":
+            return Version(7, 7)
+        version = entry.history[-1]
+        if which == "of another token":
+            return version._replace(token=version.token ^ 1)
+        if which == "of another number":
+            return version._replace(counter=version.counter + 1)
+        return version if which == "its own" else entry.history[-2:][0]
+
+    def known(self, key: bytes, which: str | None) -> Version | None:
+        return None if which is None else self.version(key, which)
+
+    def claim(self, key: bytes, number: int, lease: float, queue_limit: int | None) -> Claim:
         return Claim(self.token(key, number), f"holder {number}", lease, queue_limit)
+
+    def change(
+        self,
+        key: bytes,
+        *,
+        commit_token: int,
+        payload: bytes | None,
+        timeout: float,
+        user: str | None,
+        rotation: tuple[int, bool] | None,
+    ) -> Change:
+        turn = None if rotation is None else Rotation(SECRETS[rotation[0]], rotation[1])
+        if turn is not None and self.secret(key, "its own") == turn.secret:
+            turn = None  # no secret is replaced by itself
+        return Change(commit_token, payload, timeout, user, turn)
 
     def same(self, expected: object, actual: object) -> None:
         found = difference(expected, actual)
@@ -181,13 +214,28 @@ class GridMachine(RuleBasedStateMachine):
         expected = self.model.create(key, new, claim)
         self.same(expected, self.run(self.grid.create(key, new, claim)))
 
-    @rule(key=keys, secret=secrets, number=tokens, lease=leases, queue_limit=queue_limits)
+    @rule(
+        key=keys,
+        secret=secrets,
+        number=tokens,
+        lease=leases,
+        queue_limit=queue_limits,
+        known=known_versions,
+    )
     def acquire(
-        self, key: bytes, secret: str | int, number: int, lease: float, queue_limit: int
+        self,
+        key: bytes,
+        secret: str | int,
+        number: int,
+        lease: float,
+        queue_limit: int | None,
+        *,
+        known: str | None = None,
     ) -> None:
         claim, which = self.claim(key, number, lease, queue_limit), self.secret(key, secret)
-        expected = self.model.acquire(key, which, claim)
-        self.same(expected, self.run(self.grid.acquire(key, which, claim)))
+        version = self.known(key, known)
+        expected = self.model.acquire(key, which, claim, version)
+        self.same(expected, self.run(self.grid.acquire(key, which, claim, version)))
 
     @rule(key=keys, lease=leases)
     def crowd(self, key: bytes, lease: float) -> None:
@@ -201,14 +249,17 @@ class GridMachine(RuleBasedStateMachine):
         number=watch_tokens,
         queue_limit=queue_limits,
         says_whom_it_met=st.booleans(),
+        known=known_versions,
     )
     def watch(
         self,
         key: bytes,
         secret: str | int,
         number: int,
-        queue_limit: int,
+        queue_limit: int | None,
         says_whom_it_met: bool,
+        *,
+        known: str | None = None,
     ) -> None:
         # A token is for waiting or for watching.
         token = (b"watch %d of %d" % (number, key[0])).ljust(16, b".")
@@ -216,8 +267,9 @@ class GridMachine(RuleBasedStateMachine):
         which = self.secret(key, secret)
         met = self.met.get((key, token)) if says_whom_it_met else None
         mine, its = (None, None) if met is None else met
-        expected = self.model.read(key, which, claim, mine)
-        actual = self.run(self.grid.read(key, which, claim, its))
+        version = self.known(key, known)
+        expected = self.model.read(key, which, claim, mine, version)
+        actual = self.run(self.grid.read(key, which, claim, its, version))
         self.same(expected, actual)
         if not isinstance(expected, Busy):
             self.met.pop((key, token), None)
@@ -274,13 +326,80 @@ class GridMachine(RuleBasedStateMachine):
         rotation: tuple[int, bool] | None,
         release: bool,
     ) -> None:
-        turn = None if rotation is None else Rotation(SECRETS[rotation[0]], rotation[1])
-        if turn is not None and self.secret(key, "its own") == turn.secret:
-            turn = None  # no secret is replaced by itself
-        change = Change(commit_token, payload, timeout, user, turn)
+        change = self.change(
+            key,
+            commit_token=commit_token,
+            payload=payload,
+            timeout=timeout,
+            user=user,
+            rotation=rotation,
+        )
         token = self.token(key, by)
         expected = self.model.commit(key, token, change, release)
         self.same(expected, self.run(self.grid.commit(key, token, change, release=release)))
+
+    @rule(
+        key=keys,
+        secret=secrets,
+        base=versions,
+        commit_token=commit_tokens,
+        payload=st.sampled_from([None, *PAYLOADS]),
+        timeout=timeouts,
+        user=st.sampled_from(USERS),
+        rotation=rotations,
+    )
+    def commit_if(
+        self,
+        *,
+        key: bytes,
+        secret: str | int,
+        base: str,
+        commit_token: int,
+        payload: bytes | None,
+        timeout: float,
+        user: str | None,
+        rotation: tuple[int, bool] | None,
+    ) -> None:
+        change = self.change(
+            key,
+            commit_token=commit_token,
+            payload=payload,
+            timeout=timeout,
+            user=user,
+            rotation=rotation,
+        )
+        which, version = self.secret(key, secret), self.version(key, base)
+        expected = self.model.commit_if(key, which, version, change)
+        self.same(expected, self.run(self.grid.commit_if(key, which, version, change)))
+
+    @rule(
+        key=keys,
+        waits=st.sampled_from([None, "its turn", "for the writer"]),
+        lease=leases,
+        base=versions,
+        commit_token=commit_tokens,
+    )
+    def commit_where_a_lock_ran_out(
+        self, key: bytes, waits: str | None, lease: float, base: str, commit_token: int
+    ) -> None:
+        self.acquire(key, "its own", 0, LEASES[0], None)
+        if waits == "its turn":
+            self.acquire(key, "its own", 1, lease, None)
+        elif waits is not None:
+            self.watch(key, "its own", 0, None, False)
+        self.clock.advance(STEPS[2])
+        self.commit_if(
+            key=key,
+            secret="its own",
+            base=base,
+            commit_token=commit_token,
+            payload=b"merged",
+            timeout=TIMEOUTS[2],
+            user=None,
+            rotation=None,
+        )
+        self._commit(key, 300 + commit_token, b"late", None)
+        self.hear_the_bells()
 
     @rule(key=keys, count=st.integers(1, 10), first=commit_tokens)
     def commit_many(self, key: bytes, count: int, first: int) -> None:
@@ -394,7 +513,7 @@ class GridMachine(RuleBasedStateMachine):
         async def read_all() -> list[object]:
             return [await self.grid.read(key, secret) for key in KEYS for secret in SECRETS]
 
-        expected = [self.model.read(key, secret, None, None) for key in KEYS for secret in SECRETS]
+        expected = [self.model.read(key, secret) for key in KEYS for secret in SECRETS]
         for mine, its in zip(expected, self.run(read_all()), strict=True):
             self.same(mine, its)
 

@@ -16,6 +16,7 @@ from gridsession import GridUnavailable, SessionGone, SessionLockLost, SessionPr
 from gridsession.grids.contract import Found
 from gridsession.grids.redis import RedisGrid
 from gridsession.testing import FaultProxy
+from gridsession.testing.contract_hooks import payload_of
 from tests.grids.redis_attack import (
     DEAD_IN_LINE,
     GRID_TIMEOUT,
@@ -428,7 +429,7 @@ async def test_no_caller_gets_anothers_reply_through_cuts_and_cancellations(
                     continue
                 assert isinstance(found, Found)
                 # The session's name is its number; nobody else's payload carries it.
-                assert found.snapshot.payload.count(b"name" + payload_int(which)) == 1
+                assert payload_of(found.snapshot).count(b"name" + payload_int(which)) == 1
                 answered += 1
 
         def payload_int(n: int) -> bytes:

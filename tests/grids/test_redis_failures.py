@@ -19,13 +19,16 @@ from gridsession import GridUnavailable, SettingsError
 from gridsession.grids.contract import (
     Claim,
     Committed,
+    Conflict,
     Found,
     Granted,
+    Locked,
     NewRecord,
     Released,
+    Version,
 )
 from gridsession.grids.redis import RedisGrid
-from gridsession.testing.contract_hooks import Visitor, a_change, a_claim, expect
+from gridsession.testing.contract_hooks import Visitor, a_change, a_claim, expect, payload_of
 from tests.grids.redis_troubles import ALL, PASSWORD, TROUBLES, USER, Trouble, cut_all
 from tests.grids.resp_server import Answer, RespServer, hello
 from tests.provider.harness import in_loop
@@ -62,7 +65,7 @@ class Caller:
         expect(Committed, await self.grid.create(KEY, new, self.claim))
 
     async def read(self) -> bytes:
-        return expect(Found, await self.grid.read(KEY, SECRET)).snapshot.payload
+        return payload_of(expect(Found, await self.grid.read(KEY, SECRET)).snapshot)
 
     async def acquire(self) -> None:
         expect(Granted, await self.grid.acquire(KEY, SECRET, self.claim))
@@ -70,6 +73,13 @@ class Caller:
     async def commit(self) -> None:
         change = a_change(PAYLOAD)
         expect(Committed, await self.grid.commit(KEY, TOKEN, change, release=False))
+
+    async def commit_if(self) -> None:
+        outcome = await self.grid.commit_if(KEY, SECRET, Version(1, 7), a_change(PAYLOAD))
+        assert isinstance(outcome, (Committed, Conflict, Locked))
+
+    async def known(self) -> None:
+        expect(Found, await self.grid.read(KEY, SECRET, known=Version(1, 7)))
 
     async def renew(self) -> None:
         assert await self.grid.renew([(KEY, TOKEN)], 30.0) == [True]
@@ -353,7 +363,7 @@ async def test_an_error_reply(name: str, caplog: pytest.LogCaptureFixture) -> No
         await grid.open()
         caller = Caller(grid)
         server.replies |= {b"EVALSHA": answer, b"EVAL": answer}
-        for call in ("read", "acquire", "commit", "release", "another"):
+        for call in ("read", "known", "acquire", "commit", "commit_if", "release", "another"):
             error = await told(getattr(caller, call), GridUnavailable)
             assert str(error).startswith(f"{grid.where} {words}")
             check_hidden(error, caplog.text)
@@ -367,7 +377,9 @@ async def test_an_error_reply(name: str, caplog: pytest.LogCaptureFixture) -> No
     [b"_\r\n", b"+OK\r\n", b":77\r\n", b"*0\r\n", b"*2\r\n:1\r\n+OK\r\n", b"$0\r\n\r\n", b"#f\r\n"],
     ids=["nothing", "OK", "a number", "an empty list", "a short list", "no text", "false"],
 )
-@pytest.mark.parametrize("call", ["read", "acquire", "create", "commit", "release", "touch"])
+@pytest.mark.parametrize(
+    "call", ["read", "known", "acquire", "create", "commit", "commit_if", "release", "touch"]
+)
 @in_loop
 async def test_a_reply_that_no_script_of_ours_gives_is_a_failure_and_no_session_is_lost(
     call: str, reply: bytes

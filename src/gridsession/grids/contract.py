@@ -14,8 +14,10 @@ refusal are values; an exception means failure only:
 
 Promises, numbered as in the project's design; `gridsession.testing.GridContract` proves them:
 
-1. *One exclusive holder.* A commit is kept only under the token that the record's lock bears.
-2. *The removed stay removed.* `commit`, `touch`, `renew`, `release` and `acquire` never create.
+1. *One exclusive holder.* A commit is kept only under the token that the record's lock bears,
+   or (`commit_if`) where no lock lives and the record is what the caller last saw.
+2. *The removed stay removed.* `commit`, `commit_if`, `touch`, `renew`, `release` and `acquire`
+   never create.
 3. *`create` never overwrites.*
 4. *Every refusal is an outcome*, never silence.
 5. *No update is lost*: versions are handed out one after the other; a commit repeated with its
@@ -39,11 +41,8 @@ over and not confirmed in time goes to the next.
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple, Protocol
 
 HAND_OFF_SECONDS = 2.0  # a granted waiter that does not confirm by then is passed over
@@ -84,23 +83,6 @@ class Clock(Protocol):
     def now(self) -> Now: ...
 
 
-if sys.platform == "win32":
-    _steady = time.monotonic
-else:  # macOS has no BOOTTIME; its MONOTONIC goes on while the machine sleeps
-    _steady = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-
-
-class SystemClock:
-    """The machine's clocks. `boot_id` is given by a grid that outlives a boot."""
-
-    def __init__(self, boot_id: int = 0) -> None:
-        self._boot_id = boot_id
-
-    def now(self) -> Now:
-        # Twice a request, and a named tuple's own constructor is a Python function.
-        return tuple.__new__(Now, (time.time(), _steady(), self._boot_id))
-
-
 @dataclass(slots=True)
 class Claim:
     """One caller's wish for the lock, the same object at each repetition.
@@ -109,13 +91,15 @@ class Claim:
         token: 16 bytes that no other claim has; the lock's fence and the ticket's name.
         holder: who it is, in words; shown to those who wait.
         lease: seconds that the lock lives when granted, from the grid's now.
-        queue_limit: tickets that the record may hold already for a new one to be entered.
+        queue_limit: tickets that the record may hold already for a new one to be entered. None
+            is for a commit, whose handler has run: its ticket is always entered, and is not
+            counted among those of others.
     """
 
     token: bytes = field(repr=False)
     holder: str
     lease: float
-    queue_limit: int
+    queue_limit: int | None
 
 
 @dataclass(slots=True)
@@ -177,11 +161,13 @@ class Snapshot:
     """A record as its last commit left it.
 
     Attributes:
-        payload: the stored bytes.
+        payload: the stored bytes; None when the caller has said that it knows this version.
         version: which commit wrote them.
         created: when, in wall-clock seconds.
         timeout: seconds of sliding expiry.
         deadline: when the record expires unless it is used, in wall-clock seconds.
+        expires_in: seconds until then by the grid's clock, which the caller's may differ from;
+            below 0 where only its lock keeps the record. No part of what is compared by `==`.
         user: whose session it is, or None.
         replaced: the caller's secret is one that was replaced lately; it still gives access.
         slide_due: using the record now would put its deadline off by more than a hundredth of
@@ -189,11 +175,12 @@ class Snapshot:
             access has done so already.
     """
 
-    payload: bytes = field(repr=False)
+    payload: bytes | None = field(repr=False)
     version: Version
     created: float
     timeout: float
     deadline: float
+    expires_in: float = field(compare=False)
     user: str | None = field(repr=False)
     replaced: bool
     slide_due: bool
@@ -257,10 +244,21 @@ class Replaced:
 
 @dataclass(slots=True)
 class Committed:
-    """Stored. `version` is what the record has now (or had, when the commit was a repetition)."""
+    """Stored. `version` is what the record has now (or had, when the commit was a repetition).
+
+    `deadline` and `expires_in` are as in `Snapshot`.
+    """
 
     version: Version
     deadline: float
+    expires_in: float = field(compare=False)
+
+
+@dataclass(slots=True)
+class Conflict:
+    """The record is not what the commit was based on; nothing was stored. It is this now."""
+
+    snapshot: Snapshot
 
 
 class Exists:
@@ -287,6 +285,12 @@ class LockLost:
     __slots__ = ()
 
 
+class Locked:
+    """Another's lock lives; nothing was stored, and no ticket was entered."""
+
+    __slots__ = ()
+
+
 class Gone:
     """There is no such record (any more); nothing was changed."""
 
@@ -295,6 +299,7 @@ class Gone:
 
 MISSING, REPLACED, EXISTS = Missing(), Replaced(), Exists()
 RELEASED, REMOVED, LOCK_LOST, GONE = Released(), Removed(), LockLost(), Gone()
+LOCKED = Locked()
 
 
 class Grid(Protocol):
@@ -312,6 +317,11 @@ class Grid(Protocol):
     @property
     def where(self) -> str:
         """The grid in words, for logs: scheme and place, without password."""
+        ...
+
+    @property
+    def is_local(self) -> bool:
+        """Reading from it costs less than looking into a client cache, and needs none."""
         ...
 
     async def open(self) -> None:
@@ -338,9 +348,11 @@ class Grid(Protocol):
         ...
 
     async def acquire(
-        self, key: bytes, secret: bytes, claim: Claim
+        self, key: bytes, secret: bytes, claim: Claim, known: Version | None = None
     ) -> Granted | Busy | QueueFull | Replaced | Missing:
         """Take the lock and read; slides the deadline.
+
+        While the record is of the version that is `known`, its payload is not sent: None.
 
         Calling again with the token that holds the lock confirms it and renews its lease; it is
         not asked for the secret again, which may have been rotated while it waited. A token
@@ -351,9 +363,14 @@ class Grid(Protocol):
         ...
 
     async def read(
-        self, key: bytes, secret: bytes, watch: Claim | None = None, seen: bytes | None = None
+        self,
+        key: bytes,
+        secret: bytes,
+        watch: Claim | None = None,
+        seen: bytes | None = None,
+        known: Version | None = None,
     ) -> Found | Busy | QueueFull | Replaced | Missing:
-        """Read what the last commit left; writes nothing.
+        """Read what the last commit left; writes nothing. `known` is as in `acquire`.
 
         With `watch` it waits for a running writer as a reader does: while the lock is held,
         `Busy`, and a ticket is entered that is rung at the next release without being given the
@@ -376,8 +393,24 @@ class Grid(Protocol):
         """Store a change under the lock that `token` bears, and hand the lock on if `release`.
 
         The deadline is set anew from `change.timeout`. A lease that has run out while nobody
-        took the lock still counts as the token's; an expired record without a lock is `Gone`.
-        What made the record counts as a commit of it.
+        took the lock, nor asked for a `commit_if`, still counts as the token's; an expired record
+        without a lock is `Gone`. What made the record counts as a commit of it.
+        """
+        ...
+
+    async def commit_if(
+        self, key: bytes, secret: bytes, base: Version, change: Change
+    ) -> Committed | Conflict | Locked | Replaced | Gone:
+        """Store a change without a lock, where the record still is of the version `base`.
+
+        For requests that share a session: each reads, works, and commits what it made of `base`.
+        Decided in this order: no such record, `Gone`; repeated with its `commit_token`,
+        `Committed` again; a secret that gives no access, `Replaced` or `Gone`; another's lock
+        lives, `Locked`; another version, `Conflict`.
+
+        A lock whose lease has run out goes to the first ticket, as when one acquires: `Locked`.
+        Where nobody waits for it, it ends: its holder would undo what is committed now, and is
+        told `LockLost`. Those who watch are rung then.
         """
         ...
 

@@ -17,16 +17,19 @@ from contextlib import contextmanager
 from gridsession.errors import GridUnavailable, SettingsError
 from gridsession.grids import operations
 from gridsession.grids.bells import Bells
+from gridsession.grids.clock import SystemClock
 from gridsession.grids.contract import (
     Busy,
     Change,
     Claim,
     Clock,
     Committed,
+    Conflict,
     Exists,
     Found,
     Gone,
     Granted,
+    Locked,
     LockLost,
     Missing,
     NewRecord,
@@ -34,7 +37,7 @@ from gridsession.grids.contract import (
     Released,
     Removed,
     Replaced,
-    SystemClock,
+    Version,
 )
 from gridsession.grids.record import Record
 
@@ -50,6 +53,7 @@ class MemoryGrid:
     """
 
     where = "memory:// (this process only)"
+    is_local = True
 
     def __init__(self, clock: Clock | None = None) -> None:
         self._bells = Bells()
@@ -90,19 +94,24 @@ class MemoryGrid:
             return operations.create(table, key, new, claim)
 
     async def acquire(
-        self, key: bytes, secret: bytes, claim: Claim
+        self, key: bytes, secret: bytes, claim: Claim, known: Version | None = None
     ) -> Granted | Busy | QueueFull | Replaced | Missing:
         with self._transaction() as table:
-            outcome = operations.acquire(table, key, secret, claim)
+            outcome = operations.acquire(table, key, secret, claim, known)
         if type(outcome) is not Busy:
             self._bells.forget(claim.token)
         return outcome
 
     async def read(
-        self, key: bytes, secret: bytes, watch: Claim | None = None, seen: bytes | None = None
+        self,
+        key: bytes,
+        secret: bytes,
+        watch: Claim | None = None,
+        seen: bytes | None = None,
+        known: Version | None = None,
     ) -> Found | Busy | QueueFull | Replaced | Missing:
         with self._transaction() as table:
-            outcome = operations.read(table, key, secret, watch, seen)
+            outcome = operations.read(table, key, secret, watch, seen, known)
         if watch is not None and type(outcome) is not Busy:
             self._bells.forget(watch.token)
         return outcome
@@ -115,6 +124,12 @@ class MemoryGrid:
     ) -> Committed | LockLost | Gone:
         with self._transaction() as table:
             return operations.commit(table, key, token, change, release)
+
+    async def commit_if(
+        self, key: bytes, secret: bytes, base: Version, change: Change
+    ) -> Committed | Conflict | Locked | Replaced | Gone:
+        with self._transaction() as table:
+            return operations.commit_if(table, key, secret, base, change)
 
     async def renew(self, leases: Sequence[tuple[bytes, bytes]], lease: float) -> list[bool]:
         with self._transaction() as table:

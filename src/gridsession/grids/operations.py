@@ -20,10 +20,12 @@ from gridsession.grids.contract import (
     Change,
     Claim,
     Committed,
+    Conflict,
     Exists,
     Found,
     Gone,
     Granted,
+    Locked,
     LockLost,
     Missing,
     NewRecord,
@@ -32,6 +34,7 @@ from gridsession.grids.contract import (
     Released,
     Removed,
     Replaced,
+    Version,
 )
 from gridsession.grids.record import Record
 
@@ -85,17 +88,17 @@ def create(table: Table, key: bytes, new: NewRecord, claim: Claim | None) -> Com
     there = table.load(key)
     if there is not None:
         if there.is_live(table.now):
-            return there.created_by(new.commit_token) or EXISTS
+            return there.committed_by(new.commit_token, table.now) or EXISTS
         _remove(table, key, there)
     record = Record.new(new, table.now, claim)
     table.index(key, record, record.deadline)
     table.save_payload(key, new.payload, grows=True)
     _keep(table, key, record)
-    return Committed(record.version, record.deadline)
+    return Committed(record.version, record.deadline, record.deadline - table.now.wall)
 
 
 def acquire(
-    table: Table, key: bytes, secret: bytes, claim: Claim
+    table: Table, key: bytes, secret: bytes, claim: Claim, known: Version | None
 ) -> Granted | Busy | QueueFull | Replaced | Missing:
     record = table.load(key)
     if record is None:
@@ -106,14 +109,19 @@ def acquire(
     outcome = record.acquire(table.now, secret, claim, bell)
     if contended and type(outcome) is not Busy:
         table.hush(token)
-    if type(outcome) is Granted:
+    if type(outcome) is Granted and (known is None or outcome.snapshot.version != known):
         outcome.snapshot.payload = table.payload(key)
     _keep(table, key, record)
     return outcome
 
 
-def read(
-    table: Table, key: bytes, secret: bytes, watch: Claim | None, seen: bytes | None
+def read(  # noqa: PLR0917 - the contract's arguments, behind the table
+    table: Table,
+    key: bytes,
+    secret: bytes,
+    watch: Claim | None,
+    seen: bytes | None,
+    known: Version | None,
 ) -> Found | Busy | QueueFull | Replaced | Missing:
     record = table.load(key)
     if record is None:
@@ -123,7 +131,7 @@ def read(
     outcome = record.read(table.now, secret, watch, seen, bell)
     if watch is not None and contended and type(outcome) is not Busy:
         table.hush(watch.token)
-    if type(outcome) is Found:
+    if type(outcome) is Found and (known is None or outcome.snapshot.version != known):
         outcome.snapshot.payload = table.payload(key)
     _keep(table, key, record)
     return outcome
@@ -138,13 +146,33 @@ def commit(
     before, size = record.counter, record.size
     outcome = record.commit(table.now, token, change, release)
     if record.counter != before:
-        payload = change.payload
-        if payload is not None:
-            table.save_payload(key, payload, grows=len(payload) > size)
-        if record.deadline < record.indexed:
-            table.index(key, record, record.deadline)
+        _write(table, key, record, change.payload, size)
     _keep(table, key, record)
     return outcome
+
+
+def commit_if(
+    table: Table, key: bytes, secret: bytes, base: Version, change: Change
+) -> Committed | Conflict | Locked | Replaced | Gone:
+    record = table.load(key)
+    if record is None:
+        return GONE
+    before, size = record.counter, record.size
+    outcome = record.commit_if(table.now, secret, base, change)
+    if record.counter != before:
+        _write(table, key, record, change.payload, size)
+    elif type(outcome) is Conflict:
+        outcome.snapshot.payload = table.payload(key)
+    _keep(table, key, record)
+    return outcome
+
+
+def _write(table: Table, key: bytes, record: Record, payload: bytes | None, size: int) -> None:
+    """What a commit writes beside the record; `size` is what the payload had before."""
+    if payload is not None:
+        table.save_payload(key, payload, grows=len(payload) > size)
+    if record.deadline < record.indexed:
+        table.index(key, record, record.deadline)
 
 
 def renew(table: Table, leases: Sequence[tuple[bytes, bytes]], lease: float) -> list[bool]:

@@ -15,6 +15,7 @@ from gridsession.grids.contract import (
     GONE,
     HAND_OFF_SECONDS,
     LOCK_LOST,
+    LOCKED,
     MAX_REPLACED,
     MISSING,
     RELEASED,
@@ -27,9 +28,11 @@ from gridsession.grids.contract import (
     Change,
     Claim,
     Committed,
+    Conflict,
     Found,
     Gone,
     Granted,
+    Locked,
     LockLost,
     Missing,
     NewRecord,
@@ -52,7 +55,8 @@ class Ticket(NamedTuple):
     """A place in a record's queue.
 
     `bell` is the address that the grid rings; `heard` the steady second of the last heartbeat;
-    a `watch` is rung at the next release and is never given the lock.
+    a `watch` is rung at the next release and is never given the lock; an `uncounted` one, a
+    commit's, takes nobody's place within a limit of the queue.
     """
 
     token: bytes
@@ -60,6 +64,7 @@ class Ticket(NamedTuple):
     bell: bytes
     heard: float
     watch: bool
+    uncounted: bool = False
 
     def __repr__(self) -> str:
         return f"Ticket({self.holder!r}, heard={self.heard}, watch={self.watch})"
@@ -176,7 +181,7 @@ class Record:
         self.lock_until = steady + claim.lease
         self.dirty = True
         self._slide(now.wall)
-        return Granted(self._snapshot(secret, slide_due=False))
+        return Granted(self._snapshot(secret, now, slide_due=False))
 
     def _queue(
         self, mine: Ticket | None, claim: Claim, bell: bytes, now: Now
@@ -234,9 +239,7 @@ class Record:
             if mine is not None:
                 self.tickets.remove(mine)
                 self.dirty = True
-        step = min(max(self.timeout * _SLIDE_SHARE, _MIN_SLIDE), _MAX_SLIDE)
-        slide_due = self._deadline_from(now.wall) - self.deadline > step
-        return Found(self._snapshot(secret, slide_due=slide_due))
+        return Found(self._snapshot(secret, now, slide_due=self._slide_is_due(now.wall)))
 
     def _watch(
         self, mine: Ticket | None, watch: Claim, bell: bytes, steady: float
@@ -251,13 +254,51 @@ class Record:
     ) -> Committed | LockLost | Gone:
         if not self.is_live(now):
             return GONE
-        commit_token = change.commit_token
-        if commit_token in self.commits and (known := self._commit_known(commit_token)) is not None:
+        if (repeated := self.committed_by(change.commit_token, now)) is not None:
             if release and self.lock_token == token:
                 self._hand_over(now.steady)
-            return Committed(known, self.deadline)
+            return repeated
         if self.lock_token != token:
             return LOCK_LOST
+        done = self._apply(change, now)
+        if release:
+            self.lock_token = None
+            if self.tickets:
+                self._hand_over(now.steady)
+        return done
+
+    def commit_if(
+        self, now: Now, secret: bytes, base: Version, change: Change
+    ) -> Committed | Conflict | Locked | Replaced | Gone:
+        if not self.is_live(now):
+            return GONE
+        if (repeated := self.committed_by(change.commit_token, now)) is not None:
+            return repeated
+        if (refused := self._refusal(secret, now.steady)) is not None:
+            return refused if refused is REPLACED else GONE
+        if self._is_locked(now.steady):
+            return LOCKED
+        if self.lock_token is not None or self.tickets:
+            self._hand_over(now.steady)
+            if self.lock_token is not None:
+                return LOCKED
+        if self.version != base:
+            slide_due = self._slide_is_due(now.wall)
+            return Conflict(self._snapshot(secret, now, slide_due=slide_due))
+        return self._apply(change, now)
+
+    def committed_by(self, commit_token: int, now: Now) -> Committed | None:
+        """What to answer to a repeated `commit` or `create`; None when it is none."""
+        commits = self.commits
+        if commit_token in commits:  # ahead of the rest: it is among counters, too
+            for i in range(len(commits) - 2, -1, -2):
+                if commits[i] == commit_token:
+                    version = Version(commits[i + 1], commit_token)
+                    return Committed(version, self.deadline, self.deadline - now.wall)
+        return None
+
+    def _apply(self, change: Change, now: Now) -> Committed:
+        commit_token = change.commit_token
         self.counter += 1
         self.version_token = commit_token
         if change.payload is not None:
@@ -265,20 +306,12 @@ class Record:
         self.commits = [*self.commits[_OLDEST_COMMIT:], commit_token, self.counter]
         self.timeout = change.timeout
         self.user = change.user
-        self.deadline = self._deadline_from(now.wall)
+        self.deadline = deadline = self._deadline_from(now.wall)
         self.dirty = True
         if change.rotation is not None:
             self._rotate(change.rotation.secret, change.rotation.user_changed, now.steady)
-        if release:
-            self.lock_token = None
-            if self.tickets:
-                self._hand_over(now.steady)
-        return Committed(_new_tuple(Version, (self.counter, commit_token)), self.deadline)
-
-    def created_by(self, commit_token: int) -> Committed | None:
-        """What to answer to a repeated `create`; None when another made this record."""
-        known = self._commit_known(commit_token)
-        return None if known is None else Committed(known, self.deadline)
+        version = _new_tuple(Version, (self.counter, commit_token))
+        return Committed(version, deadline, deadline - now.wall)
 
     # -- parts ----------------------------------------------------------------------------
 
@@ -328,9 +361,11 @@ class Record:
         """Keep the ticket that is there, or enter one."""
         if mine is None:
             self._drop_stale(steady)
-            if len(self.tickets) >= claim.queue_limit:
+            limit = claim.queue_limit
+            if limit is not None and sum(not t.uncounted for t in self.tickets) >= limit:
                 return QueueFull(self.lock_holder, steady - self.lock_since)
-            self.tickets.append(Ticket(claim.token, claim.holder, bell, steady, watch))
+            ticket = Ticket(claim.token, claim.holder, bell, steady, watch, limit is None)
+            self.tickets.append(ticket)
         self.dirty = True
         return self._busy(claim.token, steady)
 
@@ -370,13 +405,6 @@ class Record:
         self.replaced = [*live, just_now][-MAX_REPLACED:]
         self.secret = secret
 
-    def _commit_known(self, commit_token: int) -> Version | None:
-        commits = self.commits
-        for i in range(len(commits) - 2, -1, -2):
-            if commits[i] == commit_token:
-                return Version(commits[i + 1], commit_token)
-        return None
-
     def _deadline_from(self, wall: float) -> float:
         deadline = wall + self.timeout
         absolute = self.absolute_deadline
@@ -388,10 +416,14 @@ class Record:
             self.deadline = deadline
             self.dirty = True
 
-    def _snapshot(self, secret: bytes, *, slide_due: bool) -> Snapshot:
+    def _slide_is_due(self, wall: float) -> bool:
+        step = min(max(self.timeout * _SLIDE_SHARE, _MIN_SLIDE), _MAX_SLIDE)
+        return self._deadline_from(wall) - self.deadline > step
+
+    def _snapshot(self, secret: bytes, now: Now, *, slide_due: bool) -> Snapshot:
         """The payload is filled in by the grid."""
         version = _new_tuple(Version, (self.counter, self.version_token))
         return Snapshot(
-            b"", version, self.created, self.timeout, self.deadline, self.user,
-            secret != self.secret, slide_due,
+            None, version, self.created, self.timeout, self.deadline, self.deadline - now.wall,
+            self.user, secret != self.secret, slide_due,
         )  # fmt: skip

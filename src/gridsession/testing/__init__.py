@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 
 if "pytest" in sys.modules:  # its asserts then show both sides, as those of a test module do
-    for _part in ("bells", "cancellation", "expiry", "faults", "hooks", "locks", "records"):
+    for _part in (
+        *("bells", "cancellation", "concurrent", "expiry"),
+        *("faults", "hooks", "locks", "records"),
+    ):
         sys.modules["pytest"].register_assert_rewrite(f"{__name__}.contract_{_part}")
 
 from gridsession.testing.clock import ManualClock

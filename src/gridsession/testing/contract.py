@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from gridsession.testing.contract_bells import BellContract
 from gridsession.testing.contract_cancellation import CancellationContract
+from gridsession.testing.contract_concurrent import ConcurrentContract
 from gridsession.testing.contract_expiry import ExpiryContract
 from gridsession.testing.contract_faults import FaultContract
 from gridsession.testing.contract_locks import LockContract
@@ -19,6 +20,7 @@ class GridContract(
     ExpiryContract,
     LockContract,
     BellContract,
+    ConcurrentContract,
     CancellationContract,
     FaultContract,
 ):

@@ -1,4 +1,4 @@
-"""The grid contract, fourth part: bells, many at once, and those who only read."""
+"""The grid contract, fifth part: bells, many at once, and those who only read."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from gridsession.testing.contract_hooks import (
     a_claim,
     contract_test,
     expect,
+    payload_of,
     rings,
 )
 
@@ -35,7 +36,7 @@ async def _count_up(visitor: Visitor, times: int) -> None:
         claim = a_claim(queue_limit=1000)
         there = await visitor.taken(claim)
         await asyncio.sleep(0)
-        await visitor.commit(claim, a_change(b"%d" % (int(there.payload) + 1)), release=True)
+        await visitor.commit(claim, a_change(b"%d" % (int(payload_of(there)) + 1)), release=True)
 
 
 class BellContract(GridHooks):

@@ -1,4 +1,4 @@
-"""The grid contract, fifth part: a call cancelled at any await happened whole or not at all."""
+"""The grid contract, sixth part: a call cancelled at any await happened whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from gridsession.grids.contract import (
     Found,
     Gone,
     Grid,
+    Locked,
     LockLost,
     Missing,
     Released,
     Removed,
     Rotation,
+    Version,
 )
 from gridsession.testing.contract_hooks import (
     LONG,
@@ -222,6 +224,56 @@ class CancellationContract(GridHooks):
                 return visitor, call, check
 
             await _each_cancellation(attempt)
+
+    @contract_test()
+    async def test_promise_7_commit_if_cancelled(self, grid: Grid) -> None:
+        for lapsed in (False, True):
+
+            async def attempt(lapsed: bool = lapsed) -> _Scene:
+                visitor, late, waiter = Visitor(grid), a_claim(lease=SHORT), a_claim()
+                base = (await visitor.create(b"old", user="old", claim=late)).version
+                if lapsed:
+                    await self.advance(PAST_SHORT)
+                else:
+                    expect(Released, await visitor.release(late))
+                old, new = visitor.secret, a_secret()
+                change = a_change(b"new", timeout=9.0, user="new", rotation=Rotation(new, False))
+
+                async def check() -> None:
+                    there = await visitor.found()  # with the old secret: it was merely rotated
+                    assert (there.payload, there.user, there.timeout, there.replaced) == (
+                        (b"new", "new", 9.0, True)
+                        if there.version != base
+                        else (b"old", "old", 1000.0, False)
+                    )
+                    for _ in range(2):
+                        done = expect(Committed, await visitor.commit_if(base, change))
+                        assert done.version == Version(base.counter + 1, change.commit_token)
+                    expect(Found, await visitor.read(new))
+                    visitor.secret = old
+                    await _queue_moves(visitor, late.token, waiter)
+
+                return visitor, visitor.commit_if(base, change), check
+
+            await _each_cancellation(attempt)
+
+    @contract_test(takes=3.0)
+    async def test_promise_7_commit_if_cancelled_while_it_hands_over(self, grid: Grid) -> None:
+        async def attempt() -> _Scene:
+            visitor, waiter, after = Visitor(grid), a_claim(), a_claim()
+            base = (await visitor.create(b"old", claim=a_claim(lease=SHORT))).version
+            await visitor.queued(waiter)
+            await self.advance(PAST_SHORT)
+
+            async def check() -> None:
+                expect(Locked, await visitor.commit_if(base, a_change(b"new")))
+                assert (await visitor.locked(waiter)).payload == b"old"
+                await visitor.queued(after)
+                await _queue_moves(visitor, waiter.token, after)
+
+            return visitor, visitor.commit_if(base, a_change(b"new")), check
+
+        await _each_cancellation(attempt)
 
     @contract_test()
     async def test_promise_7_renew_and_touch_cancelled(self, grid: Grid) -> None:

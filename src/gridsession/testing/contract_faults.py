@@ -18,6 +18,7 @@ from gridsession.grids.contract import (
     Released,
     Removed,
     Rotation,
+    Version,
 )
 from gridsession.testing.contract_hooks import (
     LONG,
@@ -33,6 +34,9 @@ from gridsession.testing.contract_hooks import (
 )
 
 _Call = Coroutine[Any, Any, object]
+
+
+_KNOWN = Version(1, 7)  # not the record's
 
 
 class _Spy(logging.Handler):
@@ -82,6 +86,9 @@ def _all_calls(visitor: Visitor, holder: Claim) -> list[Callable[[], _Call]]:
     grid, key, token = visitor.grid, visitor.key, holder.token
     return [
         visitor.read,
+        lambda: visitor.read(known=_KNOWN),
+        lambda: visitor.acquire(a_claim(), known=_KNOWN),
+        lambda: visitor.commit_if(_KNOWN, a_change(b"overwritten")),
         lambda: visitor.read(watch=a_claim()),
         lambda: visitor.acquire(a_claim()),
         lambda: visitor.release(holder),
@@ -103,6 +110,8 @@ class FaultContract(GridHooks):
         new = a_new(visitor.secret, payload, user=user)
         rotation = Rotation(a_secret(), user_changed=False)
         change = a_change(more, user=user, rotation=rotation)
+        merged = a_change(more, user=user, rotation=rotation)
+        base = Version(1, merged.commit_token)
         key, secret, stranger = visitor.key, visitor.secret, a_secret()
         pairs = [(key, holder.token), (key, waiter.token)]
         calls: list[Callable[[], _Call]] = [
@@ -113,9 +122,13 @@ class FaultContract(GridHooks):
             lambda: grid.acquire(key, stranger, watcher),
             lambda: grid.read(key, secret),
             lambda: grid.read(key, secret, watcher),
+            lambda: grid.read(key, secret, known=base),
+            lambda: grid.acquire(key, secret, waiter, base),
+            lambda: grid.commit_if(key, secret, base, merged),
             lambda: grid.wait(key, waiter.token, 0.01),
             lambda: grid.commit(key, waiter.token, change, release=True),
             lambda: grid.commit(key, holder.token, change, release=False),
+            lambda: grid.commit_if(key, secret, base, change),
             lambda: grid.renew(pairs, 30.0),
             lambda: grid.touch(key),
             lambda: grid.remove(key, waiter.token),
@@ -123,10 +136,13 @@ class FaultContract(GridHooks):
             lambda: grid.release(key, holder.token),
             lambda: grid.acquire(key, secret, waiter),
             lambda: grid.release(key, stranger[:16]),
+            lambda: grid.release(key, waiter.token),
+            lambda: grid.commit_if(key, rotation.secret, base, merged),
+            lambda: grid.commit_if(key, secret, Version(2, change.commit_token), merged),
             lambda: grid.remove(key),
             lambda: grid.acquire(key, secret, holder),
         ]
-        shown = [repr(x) for x in (holder, waiter, new, change, rotation, grid, grid.where)]
+        shown = [repr(x) for x in (holder, waiter, new, change, rotation, base, grid, grid.where)]
         with _spied() as spy:
             shown += [repr(await call()) for call in calls]
             await grid.close()
@@ -153,6 +169,7 @@ class FaultContract(GridHooks):
         assert (await visitor.found()).payload == b"kept"
         assert isinstance(grid.where, str)
         assert grid.where
+        assert grid.is_local in (False, True)
         await grid.close()
         await grid.close()
 
@@ -209,13 +226,14 @@ class BoundedGridContract(GridHooks):
     async def test_a_full_grid_refuses_whole_and_still_releases(self, grid: Grid) -> None:
         holder, waiter, visitor, victim = a_claim(), a_claim(), Visitor(grid), Visitor(grid)
         await visitor.create(b"small", claim=holder)
-        await victim.create(b"x" * 10_000)
+        there = await victim.create(b"x" * 10_000)
         await visitor.queued(waiter)
         await self.make_full(grid)
         refused = Visitor(grid)
         for call in (
             grid.create(refused.key, a_new(refused.secret, b"y" * 100_000)),
             grid.commit(visitor.key, holder.token, a_change(b"y" * 100_000), release=True),
+            victim.commit_if(there.version, a_change(b"y" * 100_000)),
         ):
             try:
                 outcome = await call
@@ -224,6 +242,7 @@ class BoundedGridContract(GridHooks):
             raise AssertionError(f"GridFull was due, the grid answered: {outcome!r}")
         expect(Missing, await refused.read())
         assert (await visitor.found()).payload == b"small"
+        assert (await victim.found()).version == there.version
         assert await grid.renew([(visitor.key, holder.token)], LONG) == [True]
         expect(Released, await visitor.release(holder))
         expect(Removed, await grid.remove(victim.key))

@@ -15,16 +15,19 @@ from gridsession.grids.contract import (
     Change,
     Claim,
     Committed,
+    Conflict,
     Found,
     Gone,
     Granted,
     Grid,
+    Locked,
     Missing,
     NewRecord,
     QueueFull,
     Replaced,
     Rotation,
     Snapshot,
+    Version,
 )
 
 LONG = 30.0  # seconds: a lease that ends in no test
@@ -107,7 +110,9 @@ def a_secret() -> bytes:
     return secrets.token_bytes(32)
 
 
-def a_claim(holder: str = "GET /cart", *, lease: float = LONG, queue_limit: int = 50) -> Claim:
+def a_claim(
+    holder: str = "GET /cart", *, lease: float = LONG, queue_limit: int | None = 50
+) -> Claim:
     return Claim(a_token(), holder, lease, queue_limit)
 
 
@@ -159,9 +164,9 @@ class Visitor:
         return expect(Committed, await self.grid.create(self.key, new, claim))
 
     async def acquire(
-        self, claim: Claim, secret: bytes | None = None
+        self, claim: Claim, secret: bytes | None = None, known: Version | None = None
     ) -> Granted | Busy | QueueFull | Replaced | Missing:
-        return await self.grid.acquire(self.key, secret or self.secret, claim)
+        return await self.grid.acquire(self.key, secret or self.secret, claim, known)
 
     async def locked(self, claim: Claim) -> Snapshot:
         """Take the lock, which has to be free."""
@@ -182,8 +187,9 @@ class Visitor:
         secret: bytes | None = None,
         watch: Claim | None = None,
         seen: bytes | None = None,
+        known: Version | None = None,
     ) -> Found | Busy | QueueFull | Replaced | Missing:
-        return await self.grid.read(self.key, secret or self.secret, watch, seen)
+        return await self.grid.read(self.key, secret or self.secret, watch, seen, known)
 
     async def found(self) -> Snapshot:
         return expect(Found, await self.read()).snapshot
@@ -191,6 +197,11 @@ class Visitor:
     async def commit(self, claim: Claim, change: Change, *, release: bool = False) -> Committed:
         done = await self.grid.commit(self.key, claim.token, change, release=release)
         return expect(Committed, done)
+
+    async def commit_if(
+        self, base: Version, change: Change, secret: bytes | None = None
+    ) -> Committed | Conflict | Locked | Replaced | Gone:
+        return await self.grid.commit_if(self.key, secret or self.secret, base, change)
 
     async def rotated(self, *, user_changed: bool = False) -> bytes:
         """Give the session a new secret under a lock of its own; answers the replaced one."""
@@ -208,6 +219,12 @@ class Visitor:
         return await self.grid.release(self.key, claim.token)
 
 
+def payload_of(snapshot: Snapshot) -> bytes:
+    """The payload, which has to be there."""
+    assert snapshot.payload is not None
+    return snapshot.payload
+
+
 async def rings(visitor: Visitor, claim: Claim) -> None:
     """The bell of this claim has been rung, or is just being: `wait` does not take its time."""
     async with asyncio.timeout(5.0):
@@ -223,6 +240,7 @@ async def is_absent(visitor: Visitor, token: bytes) -> None:
     for release in (False, True):
         change = a_change(b"back from the dead")
         expect(Gone, await grid.commit(key, token, change, release=release))
+    expect(Gone, await visitor.commit_if(Version(1, 1), a_change(b"back from the dead")))
     expect(Gone, await grid.release(key, token))
     assert await grid.renew([(key, token)], 5.0) == [False]
     assert await grid.touch(key) is False

@@ -24,10 +24,12 @@ from gridsession.grids.contract import (
     Claim,
     Clock,
     Committed,
+    Conflict,
     Exists,
     Found,
     Gone,
     Granted,
+    Locked,
     LockLost,
     Missing,
     NewRecord,
@@ -35,6 +37,7 @@ from gridsession.grids.contract import (
     Released,
     Removed,
     Replaced,
+    Version,
 )
 from gridsession.grids.embedded import codec
 from gridsession.grids.embedded.mailbox import SocketBells
@@ -92,6 +95,8 @@ class EmbeddedGrid:
         """
         return cls(Place.parse(connection_string), namespace=namespace, timeout=timeout)
 
+    is_local = True
+
     @property
     def where(self) -> str:
         if self._store is None:
@@ -143,18 +148,23 @@ class EmbeddedGrid:
         return self._write(operations.create, self._prefix + key, new, claim)
 
     def acquire(
-        self, key: bytes, secret: bytes, claim: Claim
+        self, key: bytes, secret: bytes, claim: Claim, known: Version | None = None
     ) -> Coroutine[Any, Any, Granted | Busy | QueueFull | Replaced | Missing]:
-        call = self._write(operations.acquire, self._prefix + key, secret, claim)
+        call = self._write(operations.acquire, self._prefix + key, secret, claim, known)
         return self._then_forget(call, claim.token) if self._listeners else call
 
     def read(
-        self, key: bytes, secret: bytes, watch: Claim | None = None, seen: bytes | None = None
+        self,
+        key: bytes,
+        secret: bytes,
+        watch: Claim | None = None,
+        seen: bytes | None = None,
+        known: Version | None = None,
     ) -> Coroutine[Any, Any, Found | Busy | QueueFull | Replaced | Missing]:
         key = self._prefix + key
         if watch is None:
-            return self._read(operations.read, key, secret, None, None)
-        call = self._write(operations.read, key, secret, watch, seen)
+            return self._read(operations.read, key, secret, None, None, known)
+        call = self._write(operations.read, key, secret, watch, seen, known)
         return self._then_forget(call, watch.token) if self._listeners else call
 
     async def _then_forget(self, call: Coroutine[Any, Any, _T], token: bytes) -> _T:
@@ -170,6 +180,11 @@ class EmbeddedGrid:
         self, key: bytes, token: bytes, change: Change, *, release: bool
     ) -> Coroutine[Any, Any, Committed | LockLost | Gone]:
         return self._write(operations.commit, self._prefix + key, token, change, release)
+
+    def commit_if(
+        self, key: bytes, secret: bytes, base: Version, change: Change
+    ) -> Coroutine[Any, Any, Committed | Conflict | Locked | Replaced | Gone]:
+        return self._write(operations.commit_if, self._prefix + key, secret, base, change)
 
     async def renew(self, leases: Sequence[tuple[bytes, bytes]], lease: float) -> list[bool]:
         return await self._renew([(self._prefix + key, token) for key, token in leases], lease)

@@ -30,7 +30,7 @@ from pathlib import Path
 import lmdb
 
 from gridsession.errors import GridUnavailable, SettingsError
-from gridsession.grids.contract import SystemClock
+from gridsession.grids.clock import SystemClock
 from gridsession.grids.embedded.codec import LAYOUT
 from gridsession.grids.embedded.files import (
     COMMON,

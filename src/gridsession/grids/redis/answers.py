@@ -13,6 +13,7 @@ from gridsession.errors import GridUnavailable
 from gridsession.grids.contract import (
     GONE,
     LOCK_LOST,
+    LOCKED,
     MISSING,
     RELEASED,
     REMOVED,
@@ -20,6 +21,7 @@ from gridsession.grids.contract import (
     Busy,
     Committed,
     Gone,
+    Locked,
     LockLost,
     Missing,
     QueueFull,
@@ -42,6 +44,15 @@ ON_RELEASE: dict[int, Released | LockLost | Gone] = {
 ON_REMOVE: dict[int, Removed | LockLost | Gone] = {
     scripts.OK: REMOVED,
     scripts.LOCK_LOST: LOCK_LOST,
+    scripts.GONE_OR_MISSING: GONE,
+}
+ON_COMMIT: dict[int, LockLost | Gone] = {
+    scripts.LOCK_LOST: LOCK_LOST,
+    scripts.GONE_OR_MISSING: GONE,
+}
+ON_COMMIT_IF: dict[int, Locked | Replaced | Gone] = {
+    scripts.LOCKED: LOCKED,
+    scripts.REFUSED: REPLACED,
     scripts.GONE_OR_MISSING: GONE,
 }
 ON_RENEW = {scripts.OK: True, scripts.LOCK_LOST: False}
@@ -71,20 +82,24 @@ class Answers:
         return meanings[outcome]
 
     def committed(self, outcome: Any, commit_token: int) -> Committed:
-        if type(outcome) is not list or len(outcome) != 3 or outcome[0] != scripts.OK:
+        if type(outcome) is not list or len(outcome) != 4 or outcome[0] != scripts.OK:
             raise self._senseless()
-        return Committed(Version(outcome[1], commit_token), outcome[2])
+        _, counter, deadline, micros = outcome
+        return Committed(Version(counter, commit_token), deadline, micros / 1e6)
 
-    def snapshot(self, outcome: Any) -> Snapshot | None:
-        if type(outcome) is not list or len(outcome) != 10 or outcome[0] != scripts.GRANTED:
+    def snapshot(self, outcome: Any, code: int = scripts.GRANTED) -> Snapshot | None:
+        if type(outcome) is not list or len(outcome) != 11 or outcome[0] != code:
             return None
-        _, payload, counter, version, created, timeout, deadline, user, replaced, due = outcome
+        _, payload, counter, version, created, timeout, deadline, micros, user, replaced, due = (
+            outcome
+        )
         return Snapshot(
             payload,
             Version(counter, TOKEN.unpack(version)[0]),
             created,
             timeout,
             deadline,
+            micros / 1e6,
             None if user is None else user.decode(),
             replaced == 1,
             due == 1,

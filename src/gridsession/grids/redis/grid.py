@@ -12,16 +12,16 @@ from typing import Any
 from gridsession.errors import GridUnavailable
 from gridsession.grids.contract import (
     EXISTS,
-    GONE,
-    LOCK_LOST,
     Busy,
     Change,
     Claim,
     Committed,
+    Conflict,
     Exists,
     Found,
     Gone,
     Granted,
+    Locked,
     LockLost,
     Missing,
     NewRecord,
@@ -29,9 +29,12 @@ from gridsession.grids.contract import (
     Released,
     Removed,
     Replaced,
+    Version,
 )
 from gridsession.grids.redis import scripts
 from gridsession.grids.redis.answers import (
+    ON_COMMIT,
+    ON_COMMIT_IF,
     ON_RELEASE,
     ON_REMOVE,
     ON_RENEW,
@@ -116,6 +119,8 @@ class RedisGrid:
             SettingsError: it is no such client, or leads to a Cluster or by way of Sentinels.
         """
         return cls(server_of(client), namespace=namespace, timeout=timeout)
+
+    is_local = False
 
     @property
     def where(self) -> str:
@@ -233,7 +238,7 @@ class RedisGrid:
             raise GridUnavailable(str(failure(self.where, error))) from None
 
     async def acquire(
-        self, key: bytes, secret: bytes, claim: Claim
+        self, key: bytes, secret: bytes, claim: Claim, known: Version | None = None
     ) -> Granted | Busy | QueueFull | Replaced | Missing:
         outcome = await self._run(
             scripts.ACQUIRE,
@@ -243,7 +248,8 @@ class RedisGrid:
             secret,
             _holder(claim),
             claim.lease,
-            claim.queue_limit,
+            b"" if claim.queue_limit is None else claim.queue_limit,
+            *(() if known is None else (_version(known),)),
         )
         snapshot = self._answers.snapshot(outcome)
         if snapshot is not None:
@@ -255,10 +261,16 @@ class RedisGrid:
         return refused
 
     async def read(
-        self, key: bytes, secret: bytes, watch: Claim | None = None, seen: bytes | None = None
+        self,
+        key: bytes,
+        secret: bytes,
+        watch: Claim | None = None,
+        seen: bytes | None = None,
+        known: Version | None = None,
     ) -> Found | Busy | QueueFull | Replaced | Missing:
+        has = () if known is None else (_version(known),)
         if watch is None:
-            outcome = await self._run(scripts.READ, key, secret)
+            outcome = await self._run(scripts.READ, key, secret, *has)
         else:
             outcome = await self._run(
                 scripts.WATCH,
@@ -267,8 +279,9 @@ class RedisGrid:
                 watch.token,
                 secret,
                 _holder(watch),
-                watch.queue_limit,
+                b"" if watch.queue_limit is None else watch.queue_limit,
                 seen or b"",
+                *has,
             )
         snapshot = self._answers.snapshot(outcome)
         found = self._answers.refused(outcome) if snapshot is None else Found(snapshot)
@@ -290,36 +303,52 @@ class RedisGrid:
     async def commit(
         self, key: bytes, token: bytes, change: Change, *, release: bool
     ) -> Committed | LockLost | Gone:
-        outcome = await self._commit(key, token, change, release, b"0")
+        how = b"1" if release else b"0"
+        outcome = await self._commit(scripts.COMMIT, key, token, how, change)
+        if type(outcome) is int:
+            return self._answers.one_of(outcome, ON_COMMIT)
+        return self._answers.committed(outcome, change.commit_token)
+
+    async def commit_if(
+        self, key: bytes, secret: bytes, base: Version, change: Change
+    ) -> Committed | Conflict | Locked | Replaced | Gone:
+        outcome = await self._commit(scripts.COMMIT_IF, key, secret, _version(base), change)
+        if type(outcome) is int:
+            return self._answers.one_of(outcome, ON_COMMIT_IF)
+        snapshot = self._answers.snapshot(outcome, scripts.CONFLICT)
+        if snapshot is not None:
+            return Conflict(snapshot)
+        return self._answers.committed(outcome, change.commit_token)
+
+    async def _commit(
+        self, script: Script, key: bytes, by: bytes, how: bytes, change: Change
+    ) -> Any:
+        """What a commit's script answers in the end."""
+        rotation = change.rotation
+
+        def ask(indexed: bytes) -> asyncio.Future[Any]:
+            return self._run(
+                script,
+                key,
+                self._margin,
+                by,
+                TOKEN.pack(change.commit_token),
+                change.timeout,
+                b"" if change.user is None else f"1{change.user}",
+                how,
+                b"" if rotation is None else rotation.secret,
+                b"1" if rotation is not None and rotation.user_changed else b"0",
+                indexed,
+                *(() if change.payload is None else (change.payload,)),
+            )
+
+        outcome = await ask(b"0")
         if type(outcome) is list and len(outcome) == 2 and outcome[0] == scripts.UNINDEXED:
             # Ahead of the record, as at its making.
             indexed = self._enter(key, outcome[1], repeats=True)
-            outcome = await self._commit(key, token, change, release, b"1")
+            outcome = await ask(b"1")
             await self._entered(indexed)
-        if outcome == scripts.LOCK_LOST:
-            return LOCK_LOST
-        if outcome == scripts.GONE_OR_MISSING:
-            return GONE
-        return self._answers.committed(outcome, change.commit_token)
-
-    def _commit(
-        self, key: bytes, token: bytes, change: Change, release: bool, indexed: bytes
-    ) -> asyncio.Future[Any]:
-        rotation = change.rotation
-        return self._run(
-            scripts.COMMIT,
-            key,
-            self._margin,
-            token,
-            TOKEN.pack(change.commit_token),
-            change.timeout,
-            b"" if change.user is None else f"1{change.user}",
-            b"1" if release else b"0",
-            b"" if rotation is None else rotation.secret,
-            b"1" if rotation is not None and rotation.user_changed else b"0",
-            indexed,
-            *(() if change.payload is None else (change.payload,)),
-        )
+        return outcome
 
     async def renew(self, leases: Sequence[tuple[bytes, bytes]], lease: float) -> list[bool]:
         calls = (self._run(scripts.RENEW, key, self._margin, token, lease) for key, token in leases)
@@ -397,6 +426,11 @@ class RedisGrid:
 
 def _holder(claim: Claim) -> bytes:
     return claim.holder.encode("utf-8", "replace")
+
+
+def _version(version: Version) -> bytes:
+    """A version as scripts have it."""
+    return b"%b%d" % (TOKEN.pack(version.token), version.counter)
 
 
 def _heard(future: asyncio.Future[Any]) -> None:

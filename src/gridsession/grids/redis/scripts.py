@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 OK, GRANTED, BUSY, QUEUE_FULL, GONE_OR_MISSING, REFUSED, LOCK_LOST, EXISTS, UNINDEXED = range(9)
+CONFLICT, LOCKED = 9, 10
 
 _FOLDER = files(__package__) / "lua"
 _RULES = (_FOLDER / "record.lua").read_text(encoding="utf-8")
@@ -69,6 +70,7 @@ ACQUIRE = _load("acquire")
 READ = _load("read")
 WATCH = _load("watch")
 COMMIT = _load("commit")
+COMMIT_IF = _load("commit_if")
 RELEASE = _load("release")
 RENEW = _load("renew")
 TOUCH = _load("touch")

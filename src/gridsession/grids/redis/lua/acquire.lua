@@ -1,9 +1,10 @@
 #!lua
 -- KEYS[1]  the record    ARGV[1]  see record.lua
--- ARGV[2]  lock token    [3] secret    [4] holder    [5] lease, seconds    [6] queue limit
+-- ARGV[2]  lock token    [3] secret    [4] holder    [5] lease, seconds    [6] queue limit, or ''
+-- ARGV[7]  the version that the caller has already; left out, it has none
 -- Returns  {GRANTED, snapshot, payload}, {BUSY, …}, {QUEUE_FULL, …}, REFUSED or GONE_OR_MISSING
 local token, secret = ARGV[2], ARGV[3]
-local record = load(true)
+local record = load(not ARGV[7])
 if not record or not is_live(record) then return GONE_OR_MISSING end
 if record[LOCK] ~= token then
     local mine = ticket_of(record, token)
@@ -37,4 +38,4 @@ record[LEASE] = tonumber(ARGV[5])
 record[UNTIL] = now + record[LEASE]
 slide(record)
 save(record)
-return found(GRANTED, record, secret)
+return found(GRANTED, record, secret, ARGV[7])

@@ -4,7 +4,7 @@
 -- ARGV[6]  absolute timeout, seconds, or ''    [7] '1' and the user, or ''
 -- ARGV[8]  lock token, or ''    [9] holder    [10] lease, seconds
 -- ARGV[11] the second that the index has for it
--- Returns  {OK, counter, deadline}, or EXISTS
+-- Returns  {OK, counter, deadline, microseconds until then}, or EXISTS
 local there = load()
 if there and is_live(there) then
     return known(there, ARGV[2]) or EXISTS
@@ -20,4 +20,4 @@ local record = {
 record[DEADLINE] = deadline_from_now(record)
 if ARGV[8] ~= '' then lock(record, ARGV[8], ARGV[9], tonumber(ARGV[10])) end
 save(record, ARGV[4])
-return committed(record)
+return committed(record, 1)

@@ -26,13 +26,15 @@ local MIN_SLIDE, MAX_SLIDE, SLIDE_SHARE = 1.0, 60.0, 0.01
 -- What scripts answer with, as their reply or its first part.
 local OK, GRANTED, BUSY, QUEUE_FULL, GONE_OR_MISSING, REFUSED, LOCK_LOST, EXISTS, UNINDEXED =
     0, 1, 2, 3, 4, 5, 6, 7, 8
+local CONFLICT, LOCKED = 9, 10
 
 -- The head, an array. What is absent is `false`.
 local COUNTER, COMMITS, CREATED, TIMEOUT, ABSOLUTE, DEADLINE, INDEXED, SECRET = 1, 2, 3, 4, 5, 6, 7, 8
 local USER, OLD, LOCK, HOLDER, SINCE, UNTIL, LEASE, TICKETS = 9, 10, 11, 12, 13, 14, 15, 16
 -- The last commits' tokens stand one behind the other; the last one's counter is the record's.
--- A ticket: token, holder, when last heard of, whether it only watches. A replaced secret: secret,
--- until when, whether the user changed.
+-- A ticket: token, holder, when last heard of, whether it only watches, and `true` if it is a
+-- commit's, which no limit of the queue counts. A replaced secret: secret, until when, whether the
+-- user changed. A version that a caller names: its commit's token, and behind it the counter as text.
 
 local key = KEYS[1]
 local time = redis.call('TIME')
@@ -151,14 +153,18 @@ local function busy(record, token)
     }
 end
 
--- Keep the ticket that is there, or enter one.
+-- Keep the ticket that is there, or enter one; without a limit where that is nil.
 local function stay(record, mine, token, holder, queue_limit, watch)
     if not mine then
         drop_stale(record)
-        if #record[TICKETS] >= queue_limit then
+        local counted = 0
+        for _, ticket in ipairs(record[TICKETS]) do
+            if not ticket[5] then counted = counted + 1 end
+        end
+        if queue_limit and counted >= queue_limit then
             return {QUEUE_FULL, record[HOLDER], {double = math.max(0, now - record[SINCE])}}
         end
-        table.insert(record[TICKETS], {token, holder, now, watch})
+        table.insert(record[TICKETS], {token, holder, now, watch, not queue_limit or nil})
     end
     return busy(record, token)
 end
@@ -186,14 +192,22 @@ local function slide(record)
     record[DEADLINE] = math.max(record[DEADLINE], deadline_from_now(record))
 end
 
-local function found(code, record, secret)
+-- Where the caller has named the version that it has already, and it is this one, the payload is left
+-- out.
+local function found(code, record, secret, has)
     local step = math.min(math.max(record[TIMEOUT] * SLIDE_SHARE, MIN_SLIDE), MAX_SLIDE)
     local slide_due = deadline_from_now(record) - record[DEADLINE] > step
+    local version = string.sub(record[COMMITS], -8)
     return {
-        code, payload(), record[COUNTER], string.sub(record[COMMITS], -8),
+        code, (not has or has ~= version .. record[COUNTER]) and payload(), record[COUNTER], version,
         {double = record[CREATED]}, {double = record[TIMEOUT]}, {double = record[DEADLINE]},
-        record[USER], secret ~= record[SECRET] and 1 or 0, slide_due and 1 or 0
+        (record[DEADLINE] - now) * 1e6, record[USER], secret ~= record[SECRET] and 1 or 0,
+        slide_due and 1 or 0
     }
+end
+
+local function committed(record, counter)
+    return {OK, counter, {double = record[DEADLINE]}, (record[DEADLINE] - now) * 1e6}
 end
 
 -- What to answer to a commit that had come through before; nil when this one had not.
@@ -201,11 +215,36 @@ local function known(record, commit)
     local tokens = record[COMMITS]
     for at = #tokens - 7, 1, -8 do
         if string.sub(tokens, at, at + 7) == commit then
-            return {OK, record[COUNTER] - (#tokens - 7 - at) / 8, {double = record[DEADLINE]}}
+            return committed(record, record[COUNTER] - (#tokens - 7 - at) / 8)
         end
     end
 end
 
-local function committed(record)
-    return {OK, record[COUNTER], {double = record[DEADLINE]}}
+-- Do what a commit says by its ARGV[3] to [5] and [7] to [9]. Answers, where nothing was done, for the
+-- index has to have an earlier entry first, {UNINDEXED, deadline}.
+local function apply(record)
+    record[TIMEOUT] = tonumber(ARGV[4])
+    local deadline = deadline_from_now(record)
+    if deadline < record[INDEXED] then
+        if ARGV[9] ~= '1' then return {UNINDEXED, {double = deadline}} end
+        record[INDEXED] = deadline
+    end
+    record[DEADLINE] = deadline
+    record[COUNTER] = record[COUNTER] + 1
+    record[COMMITS] = string.sub(record[COMMITS] .. ARGV[3], -8 * REMEMBERED)
+    record[USER] = ARGV[5] ~= '' and string.sub(ARGV[5], 2)
+    if ARGV[7] ~= '' then
+        local user_changed = ARGV[8] == '1'
+        local old = {}
+        for _, one in ipairs(record[OLD]) do
+            if one[2] > now then old[#old + 1] = {one[1], one[2], one[3] or user_changed} end
+        end
+        if user_changed then  -- who came with an older id is not let in any more, also from the queue
+            for _, ticket in ipairs(record[TICKETS]) do rung[#rung + 1] = ticket[1] end
+            record[TICKETS] = {}
+        end
+        old[#old + 1] = {record[SECRET], now + REPLACED, user_changed}
+        if #old > MAX_REPLACED then table.remove(old, 1) end
+        record[OLD], record[SECRET] = old, ARGV[7]
+    end
 end
