@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
+import os
 import time
 from datetime import timedelta
 from typing import Any
@@ -13,6 +16,7 @@ from gridsession import Access, SessionProvider, SessionSettings, SettingsError
 from gridsession.access import AccessRules, Use
 from gridsession.settings import KINDS, MAX_TIMEOUT
 from gridsession.sources.connection_string import redacted
+from gridsession.sources.keys import EncryptionKey, new_key, summary
 
 
 def settings_of(options: dict[str, Any]) -> SessionSettings:
@@ -37,6 +41,26 @@ HIGHEST = {
     "grid_timeout": 60.0,
     "sweep_interval": 3600.0,
 }
+KEY, OTHER_KEY = (hashlib.sha256(name).digest() for name in (b"one", b"other"))
+TEXT, OTHER_TEXT = (base64.b64encode(key).decode() for key in (KEY, OTHER_KEY))
+BAD_KEYS: list[tuple[Any, str]] = [
+    (None, "keys of 32 random bytes in base64 or hex"),
+    (KEY, "a list of str, or one str with commas"),
+    ({TEXT: 1}, "a list of str, or one str with commas"),
+    ([KEY], "item 1 of 1 is of type bytes, not str"),
+    (f"{TEXT}, ,{OTHER_TEXT}", "item 2 of 3 is empty"),
+    ([TEXT, OTHER_TEXT, TEXT], "item 3 of 3 is item 1 again"),
+    ([TEXT, KEY.hex()], "item 2 of 2 is item 1 again"),
+    (["plain", TEXT, "plain"], "item 3 of 3 is item 1 again"),
+    ("plain", "plain alone is no key"),
+    (TEXT[:42], "item 1 of 1 is none: it has 42 characters, base64 of a key 43 or 44"),
+    (f"{TEXT}=", "item 1 of 1 is none: it has 45 characters"),
+    ([TEXT, KEY.hex()[:63]], "item 2 of 2 is none: it has 63 characters"),
+    (f"{TEXT[:10]} {TEXT[10:]}", "item 1 of 1 is none"),
+    (TEXT[:42] + chr(ord(TEXT[42]) + 1), "item 1 of 1 has a wrong last character"),
+    ("A" * 43, "item 1 of 1 is not random"),
+    ([OTHER_TEXT, "0123456789abcdef" * 4], "item 2 of 2 is not random"),
+]
 BAD: list[tuple[str, Any, str]] = [
     *((name, bad, "a number of seconds or a timedelta") for name in SECONDS for bad in ("5", True)),
     *((name, None, "a number of seconds") for name in SECONDS if name != "absolute_timeout"),
@@ -53,7 +77,10 @@ BAD: list[tuple[str, Any, str]] = [
     ("namespace", "", "not empty"),
     ("access", None, "a str or a mapping"),
     ("access", ["/x"], "a str or a mapping"),
-    ("access", "exclusiv", "use one of: exclusive, read_only, read_only wait_for_writer, none"),
+    (
+        *("access", "exclusiv"),
+        "use one of: exclusive, concurrent, read_only, read_only wait_for_writer, none",
+    ),
     ("access", "", "use one of: exclusive"),
     ("access", "read_only soon", "use one of: exclusive"),
     ("access", "exclusive wait_for_writer", "goes with read_only only"),
@@ -115,6 +142,14 @@ BAD: list[tuple[str, Any, str]] = [
     ("client_cache_type", "lru", "one of 'LRU', 'Random', 'LRU-MaxMemory', 'Random-MaxMemory'"),
     ("client_cache_capacity", -1, "a whole number, at least 0"),
     ("client_cache_capacity", 1.5, "a whole number"),
+    *(
+        ("client_cache_coherency_interval", bad, "at least 0 and at most 86400 seconds")
+        for bad in (-0.001, 86_400.1, float("nan"))
+    ),
+    ("client_cache_coherency_interval", None, "a number of seconds or a timedelta"),
+    ("if_grid_unavailable", "read_only", "one of 'fail', 'read_cached'"),
+    ("if_grid_unavailable", None, "one of 'fail', 'read_cached'"),
+    *(("encryption_keys", bad, allowed) for bad, allowed in BAD_KEYS),
     ("remote_stores", None, "names, each once"),
     ("remote_stores", ["berlin", ""], "names, each once"),
     ("remote_stores", ["berlin", 5], "names, each once"),
@@ -174,6 +209,13 @@ def test_times_are_seconds_or_timedelta() -> None:
     for name, highest in HIGHEST.items():
         assert getattr(settings_of({name: highest}), name) == highest
         assert getattr(settings_of({name: timedelta(seconds=9)}), name) == 9.0
+
+
+def test_a_coherency_interval_may_be_nothing() -> None:
+    for interval, kept in ((0, 0.0), (timedelta(0), 0.0), (2, 2.0), (86_400, 86_400.0)):
+        settings = settings_of({"client_cache_coherency_interval": interval})
+        assert settings.client_cache_coherency_interval == kept
+    assert SessionSettings().client_cache_coherency_interval == 0
 
 
 @pytest.mark.parametrize(
@@ -240,6 +282,47 @@ def test_a_host_cookie_that_browsers_refuse_is_refused(wrong: dict[str, Any]) ->
         SessionSettings(**options)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        TEXT,
+        TEXT.rstrip("="),
+        TEXT.replace("+", "-").replace("/", "_"),
+        KEY.hex(),
+        KEY.hex().upper(),
+        f" {TEXT}\n",
+    ],
+)
+def test_a_key_may_be_written_in_several_ways(text: str) -> None:
+    assert SessionSettings(encryption_keys=text).encryption_keys == (EncryptionKey(KEY),)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "words"),
+    [
+        ((), (), "none"),
+        ("", (), "none"),
+        (f"{TEXT},{OTHER_TEXT}", (EncryptionKey(KEY), EncryptionKey(OTHER_KEY)), "2 keys"),
+        (["Plain", TEXT], ("plain", EncryptionKey(KEY)), "plain and 1 key"),
+        ((TEXT, "plain"), (EncryptionKey(KEY), "plain"), "1 key and plain"),
+    ],
+)
+def test_encryption_keys_are_kept_in_their_order(given: Any, kept: Any, words: str) -> None:
+    settings = SessionSettings(encryption_keys=given)
+    assert settings.encryption_keys == kept
+    assert dataclasses.replace(settings, timeout=5).encryption_keys == kept
+    assert summary(settings.encryption_keys) == words
+
+
+def test_a_new_key_is_one() -> None:
+    made = {new_key(os.urandom) for _ in range(100)}
+    assert len(made) == 100
+    for text in made:
+        assert len(text) == 43
+        key = EncryptionKey(base64.urlsafe_b64decode(f"{text}="))
+        assert SessionSettings(encryption_keys=text).encryption_keys == (key,)
+
+
 # -- access rules -------------------------------------------------------------------------------
 
 
@@ -247,6 +330,7 @@ def test_a_host_cookie_that_browsers_refuse_is_refused(wrong: dict[str, Any]) ->
     ("text", "use"),
     [
         ("exclusive", Use(Access.EXCLUSIVE)),
+        ("concurrent", Use(Access.CONCURRENT)),
         ("read_only", Use(Access.READ_ONLY)),
         ("read_only wait_for_writer", Use(Access.READ_ONLY, wait_for_writer=True)),
         ("none", Use(Access.NONE)),
@@ -305,6 +389,27 @@ def test_what_no_rule_matches_has_the_default() -> None:
     assert AccessRules(Use(Access.NONE), {"/a": "read_only"}).use_of("GET", "/b").access == "none"
 
 
+@pytest.mark.parametrize(
+    ("access", "request_line", "use"),
+    [
+        ("exclusive", "POST /", "concurrent"),
+        ("concurrent", "POST /", "concurrent"),
+        ("read_only", "POST /", "read_only"),
+        ("none", "POST /", "none"),
+        ({"/pay": "exclusive", "/catalog": "read_only"}, "POST /pay", "exclusive"),
+        ({"/pay": "exclusive", "/catalog": "read_only"}, "GET /catalog", "read_only"),
+        ({"/pay": "exclusive", "/catalog": "read_only"}, "POST /cart", "concurrent"),
+    ],
+)
+def test_concurrent_is_what_no_rule_names(access: Any, request_line: str, use: str) -> None:
+    method, _, path = request_line.partition(" ")
+    settings = SessionSettings(access=access, allow_concurrent_requests_per_session=True)
+    assert settings.access_rules().use_of(method, path) == Use.parse(use)
+    settings = dataclasses.replace(settings, allow_concurrent_requests_per_session=False)
+    before = "exclusive" if use == "concurrent" and access != "concurrent" else use
+    assert settings.access_rules().use_of(method, path) == Use.parse(before)
+
+
 def test_a_hostile_path_costs_a_rule_little() -> None:
     rules = SessionSettings(access={"/*/x/*/x/*/y": "none"}).access_rules()
     began = time.perf_counter()
@@ -358,6 +463,35 @@ def test_what_is_no_secret_is_shown() -> None:
     assert repr(SessionSettings()) == "SessionSettings()"
     shown = repr(SessionSettings(namespace="shop", timeout=5))
     assert shown == "SessionSettings(namespace='shop', timeout=5.0)"
+
+
+def secrets_in(text: str) -> list[str]:
+    """The parts of KEY and OTHER_KEY that stand in a text."""
+    written = [TEXT, OTHER_TEXT, KEY.hex(), OTHER_KEY.hex(), repr(KEY)[2:-1], repr(OTHER_KEY)[2:-1]]
+    return [part for whole in written for part in (whole[:12], whole[-12:]) if part in text]
+
+
+def test_settings_with_keys_show_none() -> None:
+    settings = SessionSettings(encryption_keys=["plain", TEXT, OTHER_KEY.hex()])
+    shown = repr(settings)
+    assert "encryption_keys=('plain', <encryption key>, <encryption key>)" in shown
+    texts = [shown, f"{settings}", str(dataclasses.asdict(settings)), *settings.notes]
+    assert [secrets_in(text) for text in texts] == [[]] * len(texts)
+
+
+@pytest.mark.parametrize(("bad", "allowed"), BAD_KEYS)
+def test_keys_that_cannot_be_used_are_not_shown(bad: Any, allowed: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        SessionSettings(encryption_keys=bad)
+    assert raised.value.option == "encryption_keys"
+    assert secrets_in(f"{raised.value} {raised.value!r} {raised.value.__context__!r}") == []
+
+
+@pytest.mark.parametrize("word", ["hunter", "my secret word"])
+def test_a_word_in_the_place_of_a_key_is_not_shown(word: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        settings_of({"encryption_keys": word})
+    assert word not in str(raised.value)
 
 
 @pytest.mark.parametrize("secret", [b"redis://:hunter2@h", ["redis://:hunter2@h"]])

@@ -82,6 +82,10 @@ class SessionFormatError(SessionError):
     """The stored bytes are of no format that this release reads; they were left as they are."""
 
 
+class SessionEncryptionError(SessionFormatError):
+    """The stored bytes do not open with the encryption_keys here; they were left as they are."""
+
+
 class SettingsError(SessionError, ValueError):
     """A setting cannot be used."""
 

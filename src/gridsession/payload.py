@@ -3,7 +3,8 @@
 Format version 1, for ever::
 
     byte 0   format version, 1
-    byte 1   flags, 0; a reader refuses a flag that it does not know
+    byte 1   flags, 0 here; COMPRESSED and ENCRYPTED say that what follows is in an envelope,
+             which `gridsession.envelope` describes; a reader refuses a flag that it does not know
     then     one msgpack map: key (str) to segment (bin), in the session's order
 
 A *segment* is one value's own msgpack bytes, so that a session is taken apart and put together
@@ -70,7 +71,11 @@ from gridsession.valuetypes.registry import BY_CLASS, BY_NAME, MAX_NAME_LENGTH, 
 __all__ = ["MAX_NESTING", "decode", "encode", "is_immutable", "join", "register_type", "split"]
 
 FORMAT_VERSION: Final = 1
-_HEADER: Final = bytes((FORMAT_VERSION, 0))
+COMPRESSED: Final = 0x01  # a flag: see gridsession.envelope
+ENCRYPTED: Final = 0x02  # the same
+HEADER: Final = bytes((FORMAT_VERSION, 0))
+"""What a session's bytes begin with that is neither compressed nor encrypted."""
+
 _JUST_BYTES: Final = {bytes}
 # Bytes, payloads: 4 MiB at most. Their segments, which are kept, take up to 20 times as much.
 _SMALL, _KEPT = 1536, 128
@@ -102,7 +107,7 @@ def split(payload: bytes) -> dict[str, bytes]:
 
 
 def _split(payload: bytes) -> dict[str, bytes]:
-    if payload[:2] != _HEADER:
+    if payload[:2] != HEADER:
         raise SessionFormatError(_header_trouble(payload))
     try:
         segments = unpackb(memoryview(payload)[2:])
@@ -127,7 +132,7 @@ def join(segments: Mapping[str, bytes], max_bytes: int) -> bytes:
     content = sum(map(len, segments.values()))
     try:
         if content < _WHOLE_BELOW:
-            payload = _HEADER + packb(segments if type(segments) is dict else dict(segments))
+            payload = HEADER + packb(segments if type(segments) is dict else dict(segments))
             if len(payload) <= max_bytes:
                 return payload
             size = len(payload)
@@ -167,7 +172,7 @@ def _parts(segments: Mapping[str, bytes]) -> list[bytes]:
         start = b"\xde" + count.to_bytes(2, "big")
     else:
         start = b"\xdf" + count.to_bytes(4, "big")
-    parts = [_HEADER, start]
+    parts = [HEADER, start]
     for key, segment in segments.items():
         if type(key) is not str:
             raise TypeError

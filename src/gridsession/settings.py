@@ -17,6 +17,7 @@ from gridsession.sources.environment import read_environment
 from gridsession.sources.files import read_files
 from gridsession.sources.given import FrameworkSettings, Given, Source
 from gridsession.sources.installed import installed_grids
+from gridsession.sources.keys import EncryptionKey, Keys
 from gridsession.sources.kinds import (
     Choice,
     Flag,
@@ -73,11 +74,14 @@ class SessionOptions(TypedDict, total=False):
     request_queue_limit_per_session: int
     client_cache_type: ClientCacheType
     client_cache_capacity: int
+    client_cache_coherency_interval: Time
     max_payload_bytes: int
     compression_enabled: bool
+    encryption_keys: str | list[str] | tuple[str, ...]
     grid_timeout: Time
     sweep_interval: Time
     if_unreachable_at_start: Literal["serve", "fail"]
+    if_grid_unavailable: Literal["fail", "read_cached"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -104,11 +108,12 @@ class SessionSettings:
             adopted: whoever planted it in a browser would know the session's id.
         handle_session_end: keep what a session held when it ends, for `on_session_end`. Checked
             and kept; does not act yet.
-        access: `exclusive` (default), `read_only`, `read_only wait_for_writer` or `none`; or
-            rules by path, the first that matches: `{"GET /catalog/*": "read_only", "/static/*":
-            "none"}`, where what no rule matches is exclusive.
-        allow_concurrent_requests_per_session: let requests of one session that write run at the
-            same time, and merge what they changed. Checked and kept; does not act yet.
+        access: `exclusive` (default), `concurrent` (written without waiting; changes are merged
+            key by key at the end), `read_only`, `read_only wait_for_writer` or `none`; or rules by
+            path, the first that matches: `{"GET /catalog/*": "read_only", "/static/*": "none"}`,
+            where what no rule matches is exclusive.
+        allow_concurrent_requests_per_session: what no rule of `access` names is concurrent and not
+            exclusive. A rule that says exclusive stays so.
         session_cookie: the cookie's name; by default `__Host-session` when `https_only` is on,
             `path` is `/` and there is no `domain`, else `session`.
         max_age: seconds that a browser keeps the cookie; None (default) until it is closed. Zero
@@ -129,17 +134,31 @@ class SessionSettings:
             as ASP.NET's).
         client_cache_type: which sessions leave a worker's client cache when it is full: those not
             used for longest (`LRU`, default) or any (`Random`), by their number or, with
-            `-MaxMemory` after it, by their size. Checked and kept; does not act yet.
-        client_cache_capacity: sessions, or 2²⁰ bytes with `-MaxMemory`, that a worker's client
-            cache holds (100, as the specification's); 0 for none. Checked and kept; does not act
-            yet.
+            `-MaxMemory` after it, by their size. On `memory:` and `embedded:` there is no client
+            cache: a read is cheaper than a look-up.
+        client_cache_capacity: how many sessions a worker's client cache holds, or with
+            `-MaxMemory` how many times 2²⁰ bytes of them as they are stored (100, as the
+            specification's); 0 for none.
+        client_cache_coherency_interval: seconds (0) that what a read_only request sees may be
+            older than the grid, without the grid being asked; 0: each read asks whether what is
+            kept is still the newest. All other requests ask always.
         max_payload_bytes: how large a session's stored bytes may be (1 MiB): one request that
             stores without end is not to fill the grid.
-        compression_enabled: store large sessions compressed. Checked and kept; does not act yet.
+        compression_enabled: store sessions of 1 KiB and more compressed by zstd, where that makes
+            them smaller. Compressed ones are read whether it is on or not. Needs
+            `gridsession[compression]` before Python 3.14.
+        encryption_keys: keys, such as `gridsession new-key` prints, to encrypt sessions with in
+            the grid; the first encrypts, all decrypt. `plain` first writes them unencrypted still,
+            `plain` later only reads such ones. By default sessions are not encrypted. A secret:
+            give it by the environment, or a file that nobody else reads. Needs
+            `gridsession[encryption]`; docs/encryption.md says how to begin and to change keys.
         grid_timeout: seconds within which the grid must have answered (1).
         sweep_interval: seconds between two looks for expired sessions, in each worker (5).
         if_unreachable_at_start: `serve` (default): start, answer 503 until the grid is there;
             `fail`: do not start. One recycled worker would then stop all others.
+        if_grid_unavailable: `fail` (default): requests get 503; `read_cached`: in an outage,
+            read_only requests get the last version that this worker knows, until its deadline, and
+            `session.is_stale` is True then.
 
     Raises:
         SettingsError: a value is of the wrong kind or out of range; says which, and what to use.
@@ -170,13 +189,20 @@ class SessionSettings:
         ClientCacheType, Choice(("LRU", "Random", "LRU-MaxMemory", "Random-MaxMemory"))
     ] = "LRU"
     client_cache_capacity: Annotated[int, Whole(0)] = 100
+    client_cache_coherency_interval: Annotated[Time, Seconds(0, _DAY, or_equal=True)] = 0.0
     max_payload_bytes: Annotated[int, Whole(64, of="bytes")] = 1 << 20
     compression_enabled: Annotated[bool, Flag()] = False
+    encryption_keys: Annotated[
+        str | list[str] | tuple[str, ...] | tuple[EncryptionKey | str, ...], Keys()
+    ] = field(default=(), repr=False)
     grid_timeout: Annotated[Time, Seconds(0, 60)] = 1.0
     sweep_interval: Annotated[Time, Seconds(0, 3600)] = 5.0
     if_unreachable_at_start: Annotated[Literal["serve", "fail"], Choice(("serve", "fail"))] = (
         "serve"
     )
+    if_grid_unavailable: Annotated[
+        Literal["fail", "read_cached"], Choice(("fail", "read_cached"))
+    ] = "fail"
 
     _places: Mapping[str, str] = field(default_factory=dict, init=False, compare=False)
     _said: tuple[str, ...] = field(default=(), init=False, compare=False)
@@ -321,6 +347,13 @@ class SessionSettings:
                 "namespace is not set, and this grid may be shared: applications without one see "
                 "each other's sessions; give each its own"
             )
+        if not self.client_cache_capacity:
+            notes += [
+                f"{option}={value!r} has no effect with client_cache_capacity=0, for then nothing "
+                "is kept in the worker; set a capacity, or leave it out"
+                for option in _OF_THE_CACHE
+                if (value := getattr(self, option)) != _DEFAULTS[option]
+            ]
         notes += [
             f"{option} is set and does not act yet in this release: {instead}"
             for option, instead in _NOT_YET.items()
@@ -338,10 +371,16 @@ class SessionSettings:
         return default_cookie_name(https_only=self.https_only, path=self.path, domain=self.domain)
 
     def access_rules(self) -> AccessRules:
-        """The access option, ready to be asked."""
-        if isinstance(self.access, str):
-            return AccessRules(Use.parse(self.access), {})
-        return AccessRules(Use(Access.EXCLUSIVE), self.access)
+        """The access option, ready to be asked.
+
+        With `allow_concurrent_requests_per_session`, what is exclusive by default is concurrent.
+        """
+        default, rules = Use(Access.EXCLUSIVE), self.access
+        if isinstance(rules, str):
+            default, rules = Use.parse(rules), {}
+        if self.allow_concurrent_requests_per_session and default.access is Access.EXCLUSIVE:
+            default = Use(Access.CONCURRENT)
+        return AccessRules(default, rules)
 
     def address(self) -> Address:
         """The connection string, taken apart."""
@@ -377,11 +416,8 @@ KINDS: Mapping[str, Kind] = {
 """What each option may be, by its name."""
 
 _DEFAULTS = {option.name: option.default for option in fields(SessionSettings)}
+_OF_THE_CACHE = ("client_cache_coherency_interval", "if_grid_unavailable")
 _NOT_YET = {  # and what happens instead
     "remote_stores": "a session that is not found here is a new one",
     "handle_session_end": "nothing is kept when a session ends",
-    "allow_concurrent_requests_per_session": "requests of one session take turns",
-    "client_cache_type": "nothing is kept in the worker",
-    "client_cache_capacity": "nothing is kept in the worker",
-    "compression_enabled": "sessions are stored as they are",
 }

@@ -19,8 +19,10 @@ from gridsession import SessionSettings, SettingsError
 from gridsession.settings import KINDS
 from gridsession.sources.files import read_files
 from gridsession.sources.given import FrameworkSettings
+from gridsession.sources.keys import EncryptionKey
 
 SECRET = "hunter2-geheim"
+KEY = bytes(range(32)).hex()  # to encrypt with
 WEB_CONFIG = """\
 <configuration>
   <appSettings><add key="Store" value="{app_setting}"/></appSettings>
@@ -182,6 +184,11 @@ def test_the_cookie_s_path_can_be_given_as_a_mapping() -> None:
         ("same_site", "Strict", "strict"),
         ("client_cache_type", "lru-maxmemory", "LRU-MaxMemory"),
         ("remote_stores", "berlin, tokyo", ("berlin", "tokyo")),
+        ("client_cache_coherency_interval", "0", 0.0),
+        ("if_grid_unavailable", "Read_Cached", "read_cached"),
+        ("encryption_keys", KEY, (EncryptionKey(bytes(range(32))),)),
+        ("encryption_keys", f"plain, {KEY}", ("plain", EncryptionKey(bytes(range(32))))),
+        ("encryption_keys", "none", ()),
         ("remote_stores", "none", ()),
         ("access", "read_only wait_for_writer", "read_only wait_for_writer"),
         ("access", '{"/static/*": "none"}', {"/static/*": "none"}),
@@ -214,6 +221,8 @@ def test_text_of_the_environment_becomes_a_value(name: str, text: str, value: ob
         ("access", '{"/x": 5}'),
         ("remote_stores", "a,,b"),
         ("remote_stores", "a,a"),
+        ("encryption_keys", f"{KEY},{KEY}"),
+        ("client_cache_coherency_interval", "-1"),
         ("request_queue_limit_per_session", "9" * 5000),
         ("client_cache_capacity", "-1"),
     ],
@@ -239,6 +248,7 @@ def test_an_empty_variable_sets_nothing() -> None:
         ({"path": "a.toml", "text": "timeout = 2026-11-22"}, "a.toml: timeout"),
         ({"path": "a.toml", "text": "partitioned = true"}, "a.toml: partitioned"),
         ({"path": "a.toml", "text": '[access]\n"x" = "none"'}, "a.toml: access"),
+        ({"path": "a.toml", "text": f'encryption_keys = ["{KEY}", ""]'}, "a.toml: encryption_keys"),
         ({"path": "a.toml", "text": 'connection_string = "memory://x"'}, "connection_string"),
         ({"path": "a.toml", "text": "regenerate_expired_session_id = false"}, "a.toml: regen"),
     ],
@@ -249,6 +259,23 @@ def test_a_value_that_cannot_be_used_is_told_with_its_place(
     if "text" in given:
         Path("a.toml").write_text(given.pop("text"))
     assert f"(set by {place}" in error_of(**given) or place == "connection_string"
+
+
+@pytest.mark.parametrize(
+    ("where", "origin"),
+    [
+        ({"path": "a.toml"}, "a.toml: encryption_keys"),
+        (
+            {"framework": {"GRIDSESSION_ENCRYPTION_KEYS": f"{KEY},plain"}},
+            "app.config['GRIDSESSION_ENCRYPTION_KEYS']",
+        ),
+    ],
+)
+def test_encryption_keys_elsewhere(where: dict[str, Any], origin: str) -> None:
+    Path("a.toml").write_text(f'encryption_keys = ["{KEY}", "plain"]')
+    loaded = load(**where)
+    assert loaded.encryption_keys == (EncryptionKey(bytes(range(32))), "plain")
+    assert loaded.origin("encryption_keys") == origin
 
 
 def test_what_cannot_heal_says_why() -> None:
@@ -881,14 +908,15 @@ def test_any_web_config(part: str, text: str, cut: int, bytes_there: bytes) -> N
     [
         ({"timeout": 20}, "timeout=20 means seconds, where ASP.NET counts minutes; if minutes are"),
         ({"connection_string": "redis://host", "timeout": 60}, "namespace is not set"),
-        ({"client_cache_type": "Random"}, "client_cache_type is set and does not act yet"),
-        ({"client_cache_capacity": 0}, "client_cache_capacity is set and does not act yet"),
         ({"handle_session_end": True}, "handle_session_end is set and does not act yet"),
         ({"remote_stores": "a"}, "remote_stores is set and does not act yet"),
-        ({"compression_enabled": True}, "compression_enabled is set and does not act yet"),
         (
-            {"allow_concurrent_requests_per_session": True},
-            "allow_concurrent_requests_per_session is set and does not act yet",
+            {"if_grid_unavailable": "read_cached", "client_cache_capacity": 0},
+            "if_grid_unavailable='read_cached' has no effect with client_cache_capacity=0",
+        ),
+        (
+            {"client_cache_coherency_interval": 2, "client_cache_capacity": 0},
+            "client_cache_coherency_interval=2.0 has no effect with client_cache_capacity=0",
         ),
     ],
 )
@@ -900,6 +928,17 @@ def test_what_does_not_act_is_told(given: dict[str, Any], told: str) -> None:
 def test_nothing_is_told_of_what_is_right() -> None:
     assert load(timeout=60, remote_stores=[], client_cache_capacity=100).notes == []
     assert load(connection_string="redis://host", namespace="shop").notes == []
+    acting: dict[str, Any] = {
+        "client_cache_type": "Random",
+        "client_cache_capacity": 5,
+        "client_cache_coherency_interval": 2,
+        "compression_enabled": True,
+        "encryption_keys": KEY,
+        "allow_concurrent_requests_per_session": True,
+        "if_grid_unavailable": "read_cached",
+    }
+    assert load(options=acting).notes == []
+    assert load(client_cache_capacity=0).notes == []
 
 
 def test_the_process_s_own_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from gridsession import SessionSettings
 from gridsession.tools.cli import make_cli
 from tests.tools.running import SECONDS, environment, on_terminal, piped
 
@@ -49,7 +51,7 @@ def test_version(tmp_path: Path) -> None:
 
 
 def test_help_is_plain_in_a_pipe() -> None:
-    for command in ("", "doctor", "migrate"):
+    for command in ("", "doctor", "migrate", "new-key"):
         status, out, err = run(*command.split(), "--help")
         assert (status, err) == (0, "")
         assert "Examples:" in out
@@ -115,6 +117,19 @@ def test_without_its_packages_it_says_what_to_install(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stdout == "imported\n"
     assert done.stderr == "the command line needs: pip install gridsession[cli]\n"
+
+
+# -- new-key --------------------------------------------------------------------------------------
+
+
+def test_new_key_prints_a_key_and_nothing_else(tmp_path: Path) -> None:
+    made = [piped("new-key", cwd=tmp_path) for _ in range(2)]
+    for done in made:
+        assert (done.status, done.err) == (0, "")
+        assert re.fullmatch(r"[A-Za-z0-9_-]{43}\n", done.out)
+        assert SessionSettings.load(None, {"GRIDSESSION_ENCRYPTION_KEYS": done.out}).encryption_keys
+    assert made[0].out != made[1].out
+    assert os.listdir(tmp_path) == []
 
 
 # -- migrate --------------------------------------------------------------------------------------

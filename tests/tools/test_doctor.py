@@ -289,6 +289,15 @@ def test_settings_that_cannot_be_used(settings: dict[str, Any], what: str, tmp_p
     assert SECRET not in str(report)
 
 
+def test_a_package_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configured(tmp_path, connection_string="memory://", encryption_keys=bytes(range(32)).hex())
+    assert examine(tmp_path / "gridsession.toml").exit_status == 0
+    monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)
+    report = examine(tmp_path / "gridsession.toml")
+    assert report.exit_status == 1
+    assert "pip install 'gridsession[encryption]' -> mend the setting" in said(report, "error")
+
+
 def test_memory(tmp_path: Path) -> None:
     configured(tmp_path, connection_string="memory://")
     report = examine(tmp_path / "gridsession.toml")

@@ -13,6 +13,7 @@ from gridsession.tools.place import Facts
 from gridsession.tools.report import Finding, Report, Timing, settings_of
 
 SECRET = "hunter2-of-the-grid"
+KEY = bytes(range(32)).hex()
 GOOD: dict[str, Any] = {"connection_string": "embedded:///srv/grid", "https_only": True}
 FACTS = Facts(
     path="/srv/grid",
@@ -59,12 +60,60 @@ def test_good_settings_need_no_word() -> None:
             "client_cache_type is set, and not needed",
         ),
         ({"timeout": 20}, "timeout=20 means seconds"),
+        (
+            {"client_cache_coherency_interval": 2},
+            "client_cache_coherency_interval is set, and not needed",
+        ),
+        (
+            {"if_grid_unavailable": "read_cached"},
+            "if_grid_unavailable=read_cached has no effect on this grid",
+        ),
+        (
+            {
+                "if_grid_unavailable": "read_cached",
+                "client_cache_capacity": 0,
+                "connection_string": "redis://h/1",
+                "namespace": "shop",
+            },
+            "if_grid_unavailable='read_cached' has no effect with client_cache_capacity=0",
+        ),
+        (
+            {"encryption_keys": ["plain", KEY]},
+            "encryption_keys begins with plain: sessions are not",
+        ),
+        ({"encryption_keys": [KEY, "plain"]}, "encryption_keys has plain: sessions that are not"),
         ({"handle_session_end": True}, "handle_session_end is set and does not act yet"),
         ({"connection_string": "redis://h/1"}, "namespace is not set"),
     ],
 )
 def test_a_setting_that_may_be_meant_otherwise(options: dict[str, Any], what: str) -> None:
     assert said(of_settings(SessionSettings(**GOOD | options))).startswith(f"warning: {what}")
+
+
+def test_on_a_small_grid_a_client_cache_of_nothing_is_told_once() -> None:
+    options = {
+        "client_cache_capacity": 0,
+        "client_cache_coherency_interval": 2,
+        "if_grid_unavailable": "read_cached",
+    }
+    *not_needed, no_effect = of_settings(SessionSettings(**GOOD | options))
+    assert [finding.what.partition(" ")[0] for finding in not_needed] == [*options][:2]
+    assert all("not needed" in finding.what for finding in not_needed)
+    assert no_effect.what.startswith("if_grid_unavailable=read_cached has no effect on this grid")
+
+
+def test_what_acts_on_a_farm_needs_no_word() -> None:
+    options = {
+        "connection_string": "redis://h/1",
+        "namespace": "shop",
+        "client_cache_coherency_interval": 2,
+        "client_cache_type": "Random",
+        "compression_enabled": True,
+        "encryption_keys": KEY,
+        "allow_concurrent_requests_per_session": True,
+        "if_grid_unavailable": "read_cached",
+    }
+    assert of_settings(SessionSettings(**GOOD | options)) == []
 
 
 def test_limits_that_are_just_kept() -> None:

@@ -236,12 +236,8 @@ NAMES = [
     "Session_End",
 ]
 LATER = [
-    "clientCacheType",
-    "clientCacheCapacity",
     "handleSessionEnd",
     "remoteStores",
-    "compressionEnabled",
-    "aspnet:AllowConcurrentRequestsPerSession",
     "Session_End",
 ]
 

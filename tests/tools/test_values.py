@@ -20,6 +20,7 @@ from tests.tools.running import on_terminal
 
 SECRET = "hunter2"
 HALF = "0f-the-gr1d"
+KEY, OTHER_KEY = bytes(range(32)).hex(), bytes(range(32, 64)).hex()
 MOUNTED = """
 import warnings
 from fastapi import FastAPI
@@ -69,6 +70,32 @@ def test_the_cookies_name() -> None:
     assert in_force(secure, "/", "session_cookie") == ("__Host-session", "worked out")
     named = SessionSettings(session_cookie="sid")
     assert in_force(named, "/", "session_cookie") == ("sid", "argument")
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ([], None),
+        ([KEY], "1 key"),
+        ([OTHER_KEY, KEY], "2 keys"),
+        (["plain", KEY], "plain and 1 key"),
+        ([KEY, "plain"], "1 key and plain"),
+    ],
+)
+def test_of_encryption_keys_only_how_many(given: list[str], value: str | None) -> None:
+    settings = SessionSettings(encryption_keys=given)
+    assert in_force(settings, "/", "encryption_keys")[0] == value
+
+
+@pytest.mark.parametrize("keys", [["plain", KEY], [KEY, KEY], [OTHER_KEY, KEY[:63]]])
+def test_no_report_shows_a_key(keys: list[str], folder: Path) -> None:
+    lines = (f"encryption_keys = {json.dumps(keys)}", 'connection_string = "memory://"')
+    (folder / "gridsession.toml").write_text("\n".join(lines))
+    for options in ([], ["--json"]):
+        shown = CliRunner().invoke(make_cli(), ["doctor", *options])
+        assert "encryption_keys" in shown.output
+        for part in (KEY[:12], KEY[-12:], OTHER_KEY[:12], str(bytes.fromhex(KEY))[2:-1]):
+            assert part not in shown.output
 
 
 def test_a_mounted_applications_namespace(folder: Path) -> None:

@@ -16,6 +16,7 @@ _WHOLE = re.compile(r"[+-]?\d{1,18}")
 _NUMBER = re.compile(r"[+-]?(\d{1,18}(\.\d{1,18})?|\.\d{1,18})")
 # What may be shown of a value that is wrong, for somebody may have put a password into this option:
 # plain words, and a number with its unit.
+_SECRET = ("connection_string", "encryption_keys")
 _HARMLESS = re.compile(r"[A-Za-z_ .,*/-]{0,40}|[+-]?[0-9][0-9 .,_]{0,20}[A-Za-z]{0,8}")
 
 
@@ -49,15 +50,18 @@ class Seconds:
     Attributes:
         above, most: the range, in seconds.
         optional: None is one of the values.
+        or_equal: so is `above` itself.
     """
 
     above: float
     most: float
     optional: bool = False
+    or_equal: bool = False
 
     @property
     def allowed(self) -> str:
-        return f"more than {self.above:.15g} and at most {self.most:.15g} seconds{_or_none(self)}"
+        least = f"{'at least' if self.or_equal else 'more than'} {self.above:.15g}"
+        return f"{least} and at most {self.most:.15g} seconds{_or_none(self)}"
 
     def check(self, value: object) -> object:
         if value is None and self.optional:
@@ -65,7 +69,7 @@ class Seconds:
         if isinstance(value, bool) or not isinstance(value, (int, float, timedelta)):
             raise ValueError(f"a number of seconds or a timedelta{_or_none(self)}")
         number = value.total_seconds() if isinstance(value, timedelta) else value
-        if not self.above < number <= self.most:
+        if not self.above <= number <= self.most or (number == self.above and not self.or_equal):
             raise ValueError(self.allowed)
         return float(number)
 
@@ -227,7 +231,7 @@ def wrong(name: str, value: object, wanted: str) -> SettingsError:
 
 def shown(name: str, value: object) -> str:
     """A value for an error's text; its type alone where it may hold a secret."""
-    if name == "connection_string" or isinstance(value, (bytes, bytearray)):
+    if name in _SECRET or isinstance(value, (bytes, bytearray)):
         return f"<{type(value).__name__}>"
     if isinstance(value, str):
         return repr(value) if _HARMLESS.fullmatch(value) else f"<str of {len(value)} characters>"

@@ -1,4 +1,4 @@
-"""The command line: `gridsession doctor`, `gridsession migrate`."""
+"""The command line: `gridsession doctor`, `gridsession migrate`, `gridsession new-key`."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from gridsession.errors import SettingsError
+from gridsession.sources import keys
 from gridsession.tools import show
 from gridsession.tools.doctor import examine
 
@@ -29,6 +30,8 @@ gridsession doctor --app shop.main:app
 gridsession doctor --json
 
 gridsession migrate web.config -o gridsession.toml
+
+gridsession new-key
 """
 _DOCTOR_EXAMPLES = """\
 Exit status: 0 nothing is wrong (warnings are not), 1 something is, 2 wrong usage.
@@ -45,6 +48,13 @@ Examples:
 gridsession migrate web.config
 
 gridsession migrate web.config -o gridsession.toml
+"""
+_NEW_KEY_EXAMPLES = """\
+Examples:
+
+gridsession new-key
+
+export GRIDSESSION_ENCRYPTION_KEYS="$(gridsession new-key)"
 """
 
 
@@ -63,6 +73,7 @@ def make_cli() -> typer.Typer:
     cli.callback()(_about)
     cli.command(short_help="Look at settings, grid and speed.", epilog=_DOCTOR_EXAMPLES)(doctor)
     cli.command(short_help="Move from a web.config.", epilog=_MIGRATE_EXAMPLES)(migrate)
+    cli.command(short_help="Make an encryption key.", epilog=_NEW_KEY_EXAMPLES)(new_key)
     return cli
 
 
@@ -181,6 +192,11 @@ def migrate(
         _write(output, text, force=force)
     for note in source.notes:
         typer.echo(f"note: {note}", err=True)
+
+
+def new_key() -> None:
+    """Print a new key for the option encryption_keys. It is kept nowhere."""
+    typer.echo(keys.new_key(os.urandom))
 
 
 def _write(path: Path, text: str, *, force: bool) -> None:

@@ -38,6 +38,7 @@ from gridsession.tools.redis_server import ask, cure
 from gridsession.tools.report import Report, settings_of
 
 _LOG = logging.getLogger("gridsession")
+_MEND = "mend the setting; the application does not start with it"
 _ON_MEMORY = "memory://"  # what its own log lines begin with; the report says it in its own words
 Tell = Callable[[str], None]
 
@@ -97,7 +98,7 @@ def _from_settings(report: Report, config: Path | None) -> SessionProvider | Non
     try:
         settings = SessionSettings.load(config)
     except SettingsError as error:
-        report.say("error", str(error), "mend the setting; the application does not start with it")
+        report.say("error", str(error), _MEND)
         return None
     except OSError as error:
         report.say(
@@ -112,7 +113,9 @@ def _from_settings(report: Report, config: Path | None) -> SessionProvider | Non
         _take_namespace(report, provider)
         return provider
     except SettingsError as error:
-        report.say("error", str(error), "mend connection_string, or install its package")
+        is_of_the_grid = error.option in (None, "connection_string")
+        do = "mend connection_string, or install its package"
+        report.say("error", str(error), do if is_of_the_grid else _MEND)
     except ImportError as error:
         report.say(
             "error",
@@ -271,7 +274,7 @@ async def _measure(
     except WrongAnswer as error:
         report.say("error", str(error), "report it: that must not happen")
     except SettingsError as error:
-        report.say("error", str(error), "mend the setting; the application does not start with it")
+        report.say("error", str(error), _MEND)
     except GridUnavailable as error:
         report.say(
             "error",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gridsession.settings import SessionSettings, seconds
 from gridsession.sources.connection_string import EmbeddedAddress, MemoryAddress
+from gridsession.sources.keys import PLAIN
 from gridsession.tools.place import Facts
 from gridsession.tools.redis_server import ServerFacts
 from gridsession.tools.report import Finding, Timing, in_words
@@ -16,7 +17,11 @@ _SLOW_PING = 0.010  # seconds; within one region 0.1 to 2 ms
 _CLOCKS_APART = 1.0  # seconds
 _SLOW_HAND_OFF = 0.2  # seconds; above, waiters find out by asking, each second
 _IN_MEMORY = ("tmpfs", "ramfs")
-_CLIENT_CACHE = ("client_cache_type", "client_cache_capacity")
+_CLIENT_CACHE = (
+    "client_cache_type",
+    "client_cache_capacity",
+    "client_cache_coherency_interval",
+)
 
 
 def of_settings(settings: SessionSettings) -> list[Finding]:
@@ -25,7 +30,7 @@ def of_settings(settings: SessionSettings) -> list[Finding]:
     is_near = isinstance(settings.address(), (MemoryAddress, EmbeddedAddress))
     cache = [name for name in _CLIENT_CACHE if settings.origin(name) != "default"]
     for note in settings.notes:
-        if not (is_near and note.startswith(_CLIENT_CACHE)):
+        if not (is_near and note.startswith((*_CLIENT_CACHE, "if_grid_unavailable"))):
             what, _, do = note.partition("; ")
             findings.append(
                 Finding("warning", what, do or "remove it, or accept that it has no effect")
@@ -40,6 +45,29 @@ def of_settings(settings: SessionSettings) -> list[Finding]:
             )
             for name in cache
         ]
+        if settings.if_grid_unavailable == "read_cached":
+            findings.append(
+                Finding(
+                    "warning",
+                    "if_grid_unavailable=read_cached has no effect on this grid: it needs no "
+                    "client cache, and nothing is kept in the worker",
+                    "leave it out",
+                )
+            )
+    if PLAIN in settings.encryption_keys:
+        is_written = settings.encryption_keys[0] == PLAIN
+        findings.append(
+            Finding(
+                "warning",
+                "encryption_keys begins with plain: sessions are not encrypted yet"
+                if is_written
+                else "encryption_keys has plain: sessions that are not encrypted are read, "
+                "whoever wrote them",
+                "put the key first as soon as all workers have it"
+                if is_written
+                else "take plain out when all sessions from before encryption are gone",
+            )
+        )
     if not settings.https_only:
         findings.append(
             Finding(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from gridsession.settings import KINDS, SessionSettings
 from gridsession.sources.connection_string import redacted
+from gridsession.sources.keys import summary
 
 Severity = Literal["ok", "warning", "error"]
 
@@ -33,7 +34,8 @@ class Setting:
 
     Attributes:
         name: the option's.
-        value: in JSON's types; a connection string without its credentials and options.
+        value: in JSON's types; a connection string without its credentials and options; of keys
+            how many there are.
         source: which source won, in words.
     """
 
@@ -118,7 +120,9 @@ def settings_of(settings: SessionSettings, namespace: str | None = None) -> list
     return [Setting(name, _shown(name, value), source) for name, (value, source) in found.items()]
 
 
-def _shown(name: str, value: object) -> Any:
+def _shown(name: str, value: Any) -> Any:
+    if name == "encryption_keys":
+        return summary(value) if value else None
     if isinstance(value, str):
         # Somebody may have put a connection string where a name belongs.
         return redacted(value) if name == "connection_string" or "://" in value else value
