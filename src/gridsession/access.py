@@ -23,6 +23,8 @@ class Access(StrEnum):
     """Take the lock, see the latest data, write; other exclusive requests wait their turn."""
     READ_ONLY = "read_only"
     """See what the last commit left, lock nothing; assignment raises `SessionReadOnly`."""
+    CONCURRENT = "concurrent"
+    """See what the last commit left, write without a lock; the commit merges, key by key."""
     NONE = "none"
     """No session and no grid call; touching the session raises `SessionNotAvailable`."""
 
@@ -35,7 +37,7 @@ class Use(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Use:
-        """From `exclusive`, `read_only`, `read_only wait_for_writer` or `none`.
+        """From `exclusive`, `concurrent`, `read_only`, `read_only wait_for_writer` or `none`.
 
         Raises:
             SettingsError: it is none of these.
@@ -43,8 +45,8 @@ class Use(NamedTuple):
         name, *flags = (text.split() if isinstance(text, str) else ()) or [""]
         if name not in set(Access) or flags not in ([], ["wait_for_writer"]):
             raise SettingsError(
-                f"access {shown('access', text)} is unknown; use one of: exclusive, read_only, "
-                "read_only wait_for_writer, none",
+                f"access {shown('access', text)} is unknown; use one of: exclusive, concurrent, "
+                "read_only, read_only wait_for_writer, none",
                 option="access",
             )
         if flags and name != Access.READ_ONLY:

@@ -13,15 +13,15 @@ from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from enum import Enum
-from typing import Any, NamedTuple, Protocol, Self, SupportsIndex
+from typing import Any, Protocol, Self, SupportsIndex
 
 from gridsession import payload
 from gridsession.access import Access
+from gridsession.changes import Delta, OnConflict, find_delta, rebase
 from gridsession.errors import SessionClosed, SessionReadOnly, SessionReplaced
 from gridsession.settings import MAX_TIMEOUT, seconds
 from gridsession.undecoded import UNDECODED
 
-_ABSENT: Any = object()
 _MAX_USER = 255  # characters; it lies beside the lock, and is written with it
 
 
@@ -55,17 +55,6 @@ class Bound(Protocol):
     def exclusive(self, session: Session) -> AbstractAsyncContextManager[Session]: ...
 
 
-class Delta(NamedTuple):
-    """What a request changed: segments by key, and the keys that it removed."""
-
-    set: dict[str, bytes]
-    removed: list[str]
-    changes: bool
-
-    def __repr__(self) -> str:
-        return f"<Delta: {len(self.set)} set, {len(self.removed)} removed>"
-
-
 class Session(dict[str, Any]):
     """The session data of one browser, as one request sees it.
 
@@ -76,17 +65,19 @@ class Session(dict[str, Any]):
         accessed: something was read or written (Starlette's name).
         modified: something was assigned or removed (Starlette's name; not by nested changes).
         waited: seconds that this request waited for the session's lock.
+        is_stale: the grid cannot be reached, and this is the last that this worker knows.
     """
 
     __slots__ = (
         "_abandoned", "_access", "_bound", "_is_new", "_phase", "_regenerate", "_replaced",
         "_segments", "_stored_timeout", "_stored_user", "_timeout", "_touched", "_user",
-        "accessed", "modified", "waited",
+        "accessed", "is_stale", "modified", "waited",
     )  # fmt: skip
 
     accessed: bool
     modified: bool
     waited: float
+    is_stale: bool
     _access: Access
     _bound: Bound
     _phase: Phase
@@ -122,7 +113,7 @@ class Session(dict[str, Any]):
         self._timeout = self._stored_timeout = timeout
         self._is_new = segments is None
         self._replaced = replaced
-        self.accessed = self.modified = self._regenerate = self._abandoned = False
+        self.accessed = self.modified = self._regenerate = self._abandoned = self.is_stale = False
         self.waited = 0.0
 
     # -- members --------------------------------------------------------------------------
@@ -408,17 +399,7 @@ class Session(dict[str, Any]):
         Raises:
             SessionTypeError: a value cannot be stored.
         """
-        changed: dict[str, bytes] = {}
-        removed: list[str] = []
-        for key in self._touched:
-            value = dict.get(self, key, _ABSENT)
-            if value is not _ABSENT:
-                segment = payload.encode(key, value)
-                if self._segments.get(key) != segment:
-                    changed[key] = segment
-            elif key in self._segments:
-                removed.append(key)
-        return tuple.__new__(Delta, (changed, removed, bool(changed or removed)))
+        return find_delta(self, self._touched, self._segments)
 
     def _segments_with(self, delta: Delta) -> dict[str, bytes]:
         """All segments after a delta, in the order of the session's keys."""
@@ -426,6 +407,28 @@ class Session(dict[str, Any]):
         if [*segments] == [*dict.keys(self)]:  # as a rule: values changed, and no keys
             return segments
         return {key: segments[key] for key in dict.__iter__(self)}
+
+    def _rebase(
+        self,
+        segments: dict[str, bytes],
+        user: str | None,
+        timeout: float,
+        replaced: bool,
+        *,
+        on_conflict: OnConflict | None,
+    ) -> int:
+        """Hold what another has stored meanwhile, and what this request changed upon it.
+
+        Returns, raises: as `changes.rebase`.
+        """
+        both = rebase(self, self._touched, self._segments, segments, on_conflict)
+        if self._user == self._stored_user:
+            self._user = user
+        if self._timeout == self._stored_timeout:
+            self._timeout = timeout
+        self._replaced = replaced
+        self._committed(segments, user, timeout)
+        return both
 
     def _committed(self, segments: dict[str, bytes], user: str | None, timeout: float) -> None:
         """What the grid has stored is now this. Values in hand stay, and stay compared."""

@@ -125,7 +125,7 @@ async def exclusive(visit: Visit, session: Session) -> AsyncIterator[Session]:
         raise SessionClosed(_GIVEN_UP)  # else a part of what is not stored would be
     if session._phase is not Phase.DISCARDED:  # else what has the turn has nothing to guard
         await visit.take_turn(timeout)
-        if session._phase is Phase.WRITABLE:
+        if session._phase is Phase.WRITABLE and not visit.shares:
             with Block(root, session, visit) as block:
                 yield session
                 await block.end(timeout)

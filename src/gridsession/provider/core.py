@@ -11,8 +11,12 @@ from typing import Self
 from weakref import WeakSet
 
 from gridsession.access import Access, Use
+from gridsession.changes import OnConflict
+from gridsession.envelope import Envelope
 from gridsession.grids import make_grid
+from gridsession.grids.clock import steady
 from gridsession.grids.contract import Grid
+from gridsession.provider.client_cache import ClientCache
 from gridsession.provider.log import log
 from gridsession.provider.loop import LoopWork
 from gridsession.provider.visit import Visit
@@ -25,6 +29,7 @@ _started: WeakSet[SessionProvider] = WeakSet()
 def _in_child() -> None:
     for provider in _started:
         provider.is_started = False
+        provider.client_cache = provider._make_cache()  # its lock may have been another thread's
     _started.clear()
 
 
@@ -44,11 +49,19 @@ class SessionProvider:
             caller's to close.
         mount_path: where the application knows to be mounted; the namespace, where the settings
             name none.
+        on_conflict: decides between two values where two concurrent requests changed the same
+            key: called with the key, the value that both began with, the one that is stored and
+            this request's, each its own copy or `ABSENT`; returns the value to store. Without it
+            the later commit's stands. It may be called more than once for one request.
 
     Attributes:
         namespace: which sets this application's sessions apart on the grid.
         owns_grid: the grid was made here, and is closed with the provider.
         is_started: opened, by this very process: one forked from it opens, and closes, for itself.
+        client_cache: what this worker keeps; None where nothing is to be kept, or where a look at
+            the grid costs less than one at a cache.
+        merges: commits that were put upon one that came before them, in this process.
+        key_conflicts: keys that both of two such commits had changed.
 
     Raises:
         SettingsError: the connection string names no grid that is there.
@@ -60,6 +73,7 @@ class SessionProvider:
         *,
         grid: Grid | None = None,
         mount_path: str = "/",
+        on_conflict: OnConflict | None = None,
     ) -> None:
         self.settings = settings = SessionSettings.load() if settings is None else settings
         self.owns_grid = grid is None
@@ -75,7 +89,16 @@ class SessionProvider:
         self.timeout = seconds(settings.timeout)
         absolute = settings.absolute_timeout
         self.absolute_timeout = None if absolute is None else seconds(absolute)
-        self.max_payload_bytes = settings.max_payload_bytes
+        self.envelope = Envelope(
+            namespace=self.namespace,
+            max_bytes=settings.max_payload_bytes,
+            compress=settings.compression_enabled,
+            keys=settings.encryption_keys,
+        )
+        self.client_cache = self._make_cache()
+        self.reads_cached_in_outage = settings.if_grid_unavailable == "read_cached"
+        self.on_conflict = on_conflict
+        self.merges = self.key_conflicts = 0
         self.is_started = False
         self._notes = settings.notes  # to be told at the first start
         self._work: dict[asyncio.AbstractEventLoop, LoopWork] = {}
@@ -167,6 +190,21 @@ class SessionProvider:
         finally:
             visit.let_session_go()
 
+    def _make_cache(self) -> ClientCache | None:
+        settings = self.settings
+        if settings.client_cache_capacity == 0 or self.grid.is_local:
+            return None
+        return ClientCache(
+            settings.client_cache_type,
+            settings.client_cache_capacity,
+            seconds(settings.client_cache_coherency_interval),
+            steady,
+        )
+
+    def _has_ended(self, key: bytes) -> None:
+        if self.client_cache is not None:
+            self.client_cache.drop(key)
+
     # -- for visits -------------------------------------------------------------------
 
     def work(self) -> LoopWork:
@@ -181,5 +219,6 @@ class SessionProvider:
                 lease=self.lease,
                 execution_timeout=seconds(self.settings.execution_timeout),
                 sweep_interval=seconds(self.settings.sweep_interval),
+                on_gone=self._has_ended,
             )
         return work

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
 from typing import Any
+from weakref import WeakValueDictionary
 
 from gridsession.errors import GridFull, GridUnavailable, SessionError
 from gridsession.grids.contract import (
@@ -24,6 +25,7 @@ from gridsession.grids.contract import (
     Gone,
     Grid,
     LockLost,
+    Version,
 )
 from gridsession.identity import name_of
 from gridsession.provider.leases import HeldLock, LeaseBook
@@ -44,17 +46,26 @@ class LoopWork:
         lease: seconds that a lock lives unless it is renewed.
         execution_timeout: seconds after which it is not renewed any more.
         sweep_interval: seconds between two looks for expired records.
+        on_gone: told the key of a session that turns out to have ended.
     """
 
     def __init__(
-        self, grid: Grid, *, lease: float, execution_timeout: float, sweep_interval: float
+        self,
+        grid: Grid,
+        *,
+        lease: float,
+        execution_timeout: float,
+        sweep_interval: float,
+        on_gone: Callable[[bytes], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._grid = grid
         self._lease = lease
         self._sweep_interval = sweep_interval
+        self._on_gone = on_gone
         self._book = LeaseBook(execution_timeout)
         self.drop = self._book.drop  # renew a lock no more; args: its token
+        self._lines: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._waiting: set[asyncio.Task[Any]] = set()  # of them, those that wait for a lock
         self._renewal: asyncio.TimerHandle | None = None
@@ -152,12 +163,18 @@ class LoopWork:
 
         The task's result is the grid's answer; None when there was none.
         """
-        return self.run(self._finish_commit(key, token, change))
-
-    async def _finish_commit(self, key: bytes, token: bytes, change: Change) -> Any:
-        outcome = await self._until_answered(
-            lambda: self._grid.commit(key, token, change, release=True)
+        return self.run(
+            self._finish(key, lambda: self._grid.commit(key, token, change, release=True))
         )
+
+    def finish_commit_if(
+        self, key: bytes, secret: bytes, base: Version, change: Change
+    ) -> asyncio.Task[Any]:
+        """The same for a commit without a lock. Where another's came first it is not stored."""
+        return self.run(self._finish(key, lambda: self._grid.commit_if(key, secret, base, change)))
+
+    async def _finish(self, key: bytes, commit: Callable[[], Awaitable[Any]]) -> Any:
+        outcome = await self._until_answered(commit)
         if not isinstance(outcome, Committed):
             log.error(
                 "session %s: the work of a cancelled request was not stored: %s",
@@ -218,6 +235,15 @@ class LoopWork:
             await asyncio.sleep(pause)
             pause = min(2 * pause, longest)
 
+    # -- commits without a lock -----------------------------------------------------------
+
+    def line_of(self, key: bytes) -> asyncio.Lock:
+        """In which this loop's commits to one session stand; it goes with the last of them."""
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = asyncio.Lock()
+        return line
+
     # -- touching -------------------------------------------------------------------------
 
     def touch(self, key: bytes) -> None:
@@ -226,7 +252,8 @@ class LoopWork:
 
     async def _touch(self, key: bytes) -> None:
         try:
-            await self._grid.touch(key)
+            if not await self._grid.touch(key):
+                self._on_gone(key)
         except SessionError as error:
             log.warning("session %s: its expiry could not be put off: %s", name_of(key), error)
 

@@ -11,7 +11,8 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
-from gridsession import payload
+from gridsession.access import Access
+from gridsession.changes import Delta
 from gridsession.errors import (
     GridUnavailable,
     SessionClosed,
@@ -40,10 +41,11 @@ from gridsession.identity import (
 from gridsession.provider.log import log
 from gridsession.provider.tokens import commit_token, lock_token
 from gridsession.provider.turn import Turn
-from gridsession.session import Delta, Phase, Session
+from gridsession.session import Phase, Session
 from gridsession.settings import seconds
 
-_CLOSED = Phase.CLOSED  # an Enum's members are slow to find
+# An Enum's members are slow to find.
+_CLOSED, _CONCURRENT = Phase.CLOSED, Access.CONCURRENT
 
 
 class Storing(Turn):
@@ -77,7 +79,7 @@ class Storing(Turn):
         new = NewRecord(
             commit_token=commit_token(),
             secret=b"",
-            payload=payload.join(segments, provider.max_payload_bytes),
+            payload=b"",
             timeout=session._timeout,
             absolute_timeout=provider.absolute_timeout,
             user=session._user,
@@ -85,8 +87,10 @@ class Storing(Turn):
         self._identity = identity = parse_id(self._own_id())
         assert identity is not None
         new.secret = identity.secret
+        new.payload = provider.envelope.seal(identity.key, segments, os.urandom)
+        self._expect_commit()
         claim = None
-        if not release:
+        if not release and self.use.access is not _CONCURRENT:
             claim = Claim(lock_token(), self._holder, provider.lease, provider.queue_limit)
             self._claim = claim
         session._regenerate = False  # its id is new; what is asked for from now on is another one
@@ -111,6 +115,7 @@ class Storing(Turn):
         self._be_known_as((self._own_id(), identity))
         self._held_to_the_end = release
         session._committed(segments, new.user, new.timeout)
+        self._keep_committed(outcome, new, identity.secret)
 
     async def _commit(
         self, session: Session, segments: dict[str, bytes], changed: bool, release: bool
@@ -121,19 +126,13 @@ class Storing(Turn):
         key = identity.key
         # A new id waits for the response that carries it: save() stores what is not tied to it.
         user = session._user if release else session._stored_user
-        change = Change(
-            commit_token(),
-            payload.join(segments, self._provider.max_payload_bytes)
-            if changed or self._unsure
-            else None,
-            session._timeout,
-            user,
-        )
+        change = self._change(session, segments if changed else None, user)
         rotated = None
         if user != session._stored_user or (release and session._regenerate):
             rotated = self._rotate(session, identity, change)
         token = self._let_go() if release else claim.token
         self._unsure = True
+        self._expect_commit()
         try:
             outcome = await self._grid.commit(key, token, change, release=release)
         except asyncio.CancelledError:
@@ -164,14 +163,57 @@ class Storing(Turn):
             if session._phase is Phase.DISCARDED:  # which gave the lock back
                 raise SessionClosed
             raise (SessionLockLost if type(outcome) is LockLost else SessionGone)
-        session._committed(segments, user, change.timeout)
-        if session._phase is Phase.DISCARDED:  # while a save() was on its way
-            session._discard()  # anew: the keys that it has are those that are stored
+        self._has_stored(session, segments, user, change.timeout)
         if release:
             self._held_to_the_end = True
             session._regenerate = False
         if rotated is not None:
             self._be_known_as(rotated)
+            identity = rotated[1]
+        self._keep_committed(outcome, change, b"" if session._replaced else identity.secret)
+
+    @staticmethod
+    def _has_stored(
+        session: Session, segments: dict[str, bytes], user: str | None, timeout: float
+    ) -> None:
+        session._committed(segments, user, timeout)
+        if session._phase is Phase.DISCARDED:  # while a save() was on its way
+            session._discard()  # anew: the keys that it has are those that are stored
+
+    def _change(
+        self, session: Session, segments: dict[str, bytes] | None, user: str | None
+    ) -> Change:
+        """What a commit is to write; `segments` None: not the payload, if nothing is unsure."""
+        if segments is None and self._unsure:
+            segments = session._segments
+        stored = None
+        if segments is not None:
+            assert self._identity is not None
+            stored = self._provider.envelope.seal(self._identity.key, segments, os.urandom)
+        return Change(commit_token(), stored, session._timeout, user)
+
+    def _expect_commit(self) -> None:
+        if self._provider.client_cache is not None:
+            self._asked_at = self._provider.client_cache.steady()
+
+    def _keep_committed(
+        self, committed: Committed, written: Change | NewRecord, secret: bytes
+    ) -> None:
+        """What the grid has now."""
+        self._version = committed.version
+        cache, identity = self._provider.client_cache, self._identity
+        if cache is not None and identity is not None:
+            if written.payload is not None:
+                self._stored_bytes = written.payload
+            cache.committed(
+                identity.key,
+                secret,
+                self._stored_bytes,
+                committed,
+                timeout=written.timeout,
+                user=written.user,
+                as_of=self._asked_at,
+            )
 
     def _rotate(
         self, session: Session, identity: Identity, change: Change
@@ -191,6 +233,7 @@ class Storing(Turn):
         if self._stored:
             assert self._identity is not None
             key, token = self._identity.key, self._let_go() if self._claim is not None else b""
+            self._drop_kept()
             try:
                 outcome = await self._grid.remove(key, token if fenced else None)
             except asyncio.CancelledError:  # as a commit's

@@ -7,10 +7,9 @@ and tickets are released, withdrawn in the background, or left to their lease.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
 
-from gridsession import payload
 from gridsession.access import Access, Use
 from gridsession.errors import (
     GridUnavailable,
@@ -28,17 +27,21 @@ from gridsession.grids.contract import (
     QueueFull,
     Released,
     Replaced,
+    Snapshot,
+    Version,
 )
-from gridsession.identity import parse_id
+from gridsession.identity import Identity, parse_id
 from gridsession.provider.bearer import Bearer
 from gridsession.provider.tokens import lock_token
 from gridsession.session import Session
 
 if TYPE_CHECKING:
+    from gridsession.provider.client_cache import Kept
     from gridsession.provider.core import SessionProvider
 
 # Looked at in each request, and an Enum's members are slow to find.
-_EXCLUSIVE, _NONE = Access.EXCLUSIVE, Access.NONE
+_EXCLUSIVE, _READ_ONLY, _NONE = Access.EXCLUSIVE, Access.READ_ONLY, Access.NONE
+_Answer = TypeVar("_Answer")
 
 
 class Turn(Bearer):
@@ -57,6 +60,10 @@ class Turn(Bearer):
 
     session: Session
     _claim: Claim | None = None  # the lock or ticket that is ours, or may be
+    _version: Version | None = None  # of what the session holds as stored
+    _stored_bytes = b""  # the same, where there is a client cache
+    _known: Kept | None = None  # what the grid was asked whether it is the newest
+    _asked_at = 0.0  # when, by the client cache's clock
 
     def __init__(
         self, provider: SessionProvider, session_id: bytes | None, use: Use, holder: str
@@ -94,21 +101,20 @@ class Turn(Bearer):
             self._make_session(provider.timeout)
             return None
         try:
-            if use.access is _EXCLUSIVE:
-                self._claim = claim = Claim(
-                    lock_token(), self._holder, provider.lease, provider.queue_limit
-                )
-                return self._took(await self._grid.acquire(identity.key, identity.secret, claim))
-            if use.wait_for_writer:
+            if use.access is _EXCLUSIVE or use.wait_for_writer:
                 self._claim = Claim(
                     lock_token(), self._holder, provider.lease, provider.queue_limit
                 )
+            elif use.access is _READ_ONLY and self._has_fresh(identity):
+                return None
             return self._took(await self._ask_grid(None))
         except BaseException as error:
             if isinstance(error, GridUnavailable) and error.never_asked:
                 # Each request of an outage would leave a task behind that tries to withdraw.
                 self._claim = None
             self.leave()
+            if isinstance(error, GridUnavailable) and self._makes_do(identity):
+                return None
             raise
 
     def wait_in_line(self, busy: Busy) -> asyncio.Task[None]:
@@ -117,27 +123,44 @@ class Turn(Bearer):
 
     async def wait(self, busy: Busy) -> None:
         """Wait until the session is ready."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            self._took(await self._answer_after(busy, lambda: self._ask_grid(busy.lock)))
+        except BaseException as error:
+            self.leave()
+            identity = self._identity
+            if identity is None or not isinstance(error, GridUnavailable):
+                raise
+            if not self._makes_do(identity):
+                raise
+        self.session.waited += loop.time() - began
+
+    async def _answer_after(
+        self, busy: Busy, ask: Callable[[], Awaitable[_Answer | Busy]]
+    ) -> _Answer:
+        """Ask until the answer is another than `Busy`, each time that the ticket's bell rings.
+
+        Raises:
+            SessionLockTimeout: it was not for too long.
+        """
         identity, claim = self._identity, self._claim
         assert identity is not None
         assert claim is not None
         loop = asyncio.get_running_loop()
         began = loop.time()
-        waiting: Busy | None = busy
-        try:
-            while waiting is not None:
-                left = began + self._provider.lock_wait_timeout - loop.time()
-                if left <= 0:
-                    raise SessionLockTimeout(
-                        f"{waiting.holder} has held this session's lock for "
-                        f"{waiting.held_for:.1f} s; gave up after {loop.time() - began:.1f} s."
-                    )
-                pause = min(left, waiting.retry_in)
-                await self._grid.wait(identity.key, claim.token, pause)
-                waiting = self._took(await self._ask_grid(busy.lock))
-        except BaseException:
-            self.leave()
-            raise
-        self.session.waited += loop.time() - began
+        while True:
+            left = began + self._provider.lock_wait_timeout - loop.time()
+            if left <= 0:
+                raise SessionLockTimeout(
+                    f"{busy.holder} has held this session's lock for "
+                    f"{busy.held_for:.1f} s; gave up after {loop.time() - began:.1f} s."
+                )
+            await self._grid.wait(identity.key, claim.token, min(left, busy.retry_in))
+            answer = await ask()
+            if not isinstance(answer, Busy):
+                return answer
+            busy = answer
 
     def leave(self) -> None:
         """Withdraw, in the background, whatever was asked for and not yet used."""
@@ -161,9 +184,10 @@ class Turn(Bearer):
     ) -> Awaitable[Granted | Found | Busy | QueueFull | Replaced | Missing]:
         identity, claim = self._identity, self._claim
         assert identity is not None
+        known = self._newest_known(identity)
         if claim is not None and self.use.access is _EXCLUSIVE:
-            return self._grid.acquire(identity.key, identity.secret, claim)
-        return self._grid.read(identity.key, identity.secret, claim, seen)
+            return self._grid.acquire(identity.key, identity.secret, claim, known)
+        return self._grid.read(identity.key, identity.secret, claim, seen, known)
 
     def _took(
         self, outcome: Granted | Found | Busy | QueueFull | Replaced | Missing
@@ -171,8 +195,9 @@ class Turn(Bearer):
         if type(outcome) is Granted:  # ahead of the others: it is what nearly always comes
             self._hold()
             snapshot = outcome.snapshot
-            segments = payload.split(snapshot.payload)
+            segments = self._segments_of(snapshot)
             self._make_session(snapshot.timeout, segments, snapshot.user, snapshot.replaced)
+            self._version = snapshot.version
             self._stored = True
             return None
         if type(outcome) is Busy:
@@ -180,13 +205,15 @@ class Turn(Bearer):
         self._claim = None  # whatever else is answered leaves nothing of it behind
         match outcome:
             case Found(snapshot):
-                segments = payload.split(snapshot.payload)
+                segments = self._segments_of(snapshot)
                 self._make_session(snapshot.timeout, segments, snapshot.user, snapshot.replaced)
+                self._version = snapshot.version
                 self._stored = True
                 if snapshot.slide_due:
                     assert self._identity is not None
                     self._work.touch(self._identity.key)
             case Missing():  # never adopted: what is stored from now on gets an id of its own
+                self._drop_kept()
                 self._forget_id()
                 self._stored = False
                 self._make_session(self._provider.timeout)
@@ -198,6 +225,61 @@ class Turn(Bearer):
             case Replaced():
                 raise SessionReplaced
         return None
+
+    # -- the client cache -----------------------------------------------------------------
+
+    def _newest_known(self, identity: Identity) -> Version | None:
+        """The version whose payload need not travel."""
+        cache = self._provider.client_cache
+        if cache is None:
+            return None
+        self._known, self._asked_at = cache.get(identity.key), cache.steady()
+        return None if self._known is None else self._known.version
+
+    def _segments_of(self, snapshot: Snapshot) -> dict[str, bytes]:
+        provider, identity, stored = self._provider, self._identity, snapshot.payload
+        assert identity is not None
+        if provider.client_cache is not None:
+            stored = self._stored_bytes = provider.client_cache.read(
+                identity.key, identity.secret, snapshot, self._known, self._asked_at
+            )
+        assert stored is not None
+        return provider.envelope.open(identity.key, stored)
+
+    def _has_fresh(self, identity: Identity) -> bool:
+        """Whether the session is at hand, young enough for a request that only reads."""
+        cache = self._provider.client_cache
+        if cache is None or (found := cache.fresh(identity.key, identity.secret)) is None:
+            return False
+        kept, slide_is_due = found
+        self._use_kept(identity, kept)
+        if slide_is_due:
+            self._work.touch(identity.key)
+        return True
+
+    def _makes_do(self, identity: Identity) -> bool:
+        """Whether a request that only reads has what this worker knows, since the grid is away."""
+        provider = self._provider
+        if not provider.reads_cached_in_outage or self.use.access is not _READ_ONLY:
+            return False
+        cache = provider.client_cache
+        if cache is None or (kept := cache.last_known(identity.key, identity.secret)) is None:
+            return False
+        self._use_kept(identity, kept)
+        self.session.is_stale = True
+        return True
+
+    def _use_kept(self, identity: Identity, kept: Kept) -> None:
+        segments = self._provider.envelope.open(identity.key, kept.payload)
+        self._make_session(kept.timeout, segments, kept.user)
+        self._stored = True
+
+    def _drop_kept(self) -> None:
+        """What is stored of this session is not known any more."""
+        if self._provider.client_cache is not None and self._identity is not None:
+            self._provider.client_cache.drop(self._identity.key)
+
+    # -- the lock -------------------------------------------------------------------------
 
     def _hold(self) -> None:
         assert self._identity is not None

@@ -18,15 +18,15 @@ from gridsession.errors import (
     SessionReadOnly,
     SessionReplaced,
 )
-from gridsession.grids.contract import Gone, LockLost
+from gridsession.grids.contract import Committed, Gone, Removed
 from gridsession.provider.blocks import blocks_around, exclusive
+from gridsession.provider.merging import Merging
 from gridsession.provider.no_session import NoSession
-from gridsession.provider.storing import Storing
 from gridsession.provider.task_turns import TaskTurns
 from gridsession.session import Phase, Session
 
 # Looked at several times a request, and an Enum's members are slow to find.
-_EXCLUSIVE, _READ_ONLY_ACCESS = Access.EXCLUSIVE, Access.READ_ONLY
+_EXCLUSIVE, _READ_ONLY_ACCESS, _NONE = Access.EXCLUSIVE, Access.READ_ONLY, Access.NONE
 _WRITABLE, _READ_ONLY, _CLOSED = Phase.WRITABLE, Phase.READ_ONLY, Phase.CLOSED
 
 _LOST = (
@@ -35,7 +35,7 @@ _LOST = (
 )
 
 
-class Visit(Storing, TaskTurns):
+class Visit(Merging, TaskTurns):
     """One request's use of one session. Args: as `Turn`.
 
     Its turns are those of the request's tasks at the session: `save`, `release`, `end` and blocks
@@ -52,12 +52,11 @@ class Visit(Storing, TaskTurns):
         replaced: bool = False,
     ) -> None:
         access = self.use.access
-        if access is _EXCLUSIVE:
-            self.session = Session(self, access, _WRITABLE, timeout, segments, user, replaced)
-        elif access is _READ_ONLY_ACCESS:
-            self.session = Session(self, access, _READ_ONLY, timeout, segments, user, replaced)
-        else:
+        if access is _NONE:
             self.session = NoSession(self, access, Phase.NOT_AVAILABLE, timeout)
+            return
+        phase = _READ_ONLY if access is _READ_ONLY_ACCESS else _WRITABLE
+        self.session = Session(self, access, phase, timeout, segments, user, replaced)
 
     # -- end ------------------------------------------------------------------------------
 
@@ -96,6 +95,7 @@ class Visit(Storing, TaskTurns):
             elif self._is_lost and self._finishing is None:
                 raise SessionClosed(_LOST)
         except BaseException as error:
+            self._drop_kept()
             # Cancelled before it began, it may be called again; or `discard`.
             if closing or isinstance(error, Exception):
                 self._is_lost |= isinstance(error, Exception)
@@ -157,12 +157,14 @@ class Visit(Storing, TaskTurns):
         await self.wait_for_ids_under_way()
         if self._finishing is not None:
             match await asyncio.shield(self._finishing):
-                case LockLost():
-                    raise SessionLockLost
+                case Committed() | Removed():
+                    pass
                 case Gone():
                     raise SessionGone
                 case None:
                     raise GridUnavailable("whether the session was stored is not known")
+                case _:
+                    raise SessionLockLost
 
     @staticmethod
     def _refuse_changes(session: Session) -> None:
@@ -193,6 +195,9 @@ class Visit(Storing, TaskTurns):
             asked = self._store(session, release=False)
             if asked is not None:
                 await asked
+        except BaseException:
+            self._drop_kept()
+            raise
         finally:
             if session._phase is not _WRITABLE:
                 self._end_beginning()
@@ -308,7 +313,11 @@ class Visit(Storing, TaskTurns):
         replaced = block._replaced if visit._id == self._id else session._replaced
         with suppress(SessionError):
             if session._delta().changes:
-                return  # made where nothing is stored: whoever reports it is still to find it
+                # Made where nothing is stored: whoever reports it is still to find it. Or in a
+                # concurrent request, whose end will find that another version is stored.
+                return
+            self._version = visit._version
+            self._stored_bytes = visit._stored_bytes
             session._load(
                 block._segments,
                 block._stored_user,

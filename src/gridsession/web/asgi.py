@@ -10,6 +10,7 @@ import asyncio
 from typing import Any, Unpack
 
 from gridsession.access import Access, Use
+from gridsession.changes import OnConflict
 from gridsession.errors import GridUnavailable, SessionError, SettingsError
 from gridsession.grids.contract import Busy
 from gridsession.identity import CookieReader, CookieWriter
@@ -46,6 +47,7 @@ class SessionMiddleware:
             `Failure`: an ASGI application, or None for the plain page. Headers of ours are added;
             a page that fails, or that is below 400 for a session that was not stored, is replaced
             by the plain one. WebSockets are not asked for.
+        on_conflict: as `SessionProvider`'s; with `provider`, give it to that.
         **options: as `SessionSettings`.
 
     Never raises: a server takes an exception here for an application without lifespan. What is
@@ -59,6 +61,7 @@ class SessionMiddleware:
         settings: SessionSettings | None = None,
         provider: SessionProvider | None = None,
         on_error: OnError | None = None,
+        on_conflict: OnConflict | None = None,
         **options: Unpack[SessionOptions],
     ) -> None:
         self.app = app
@@ -74,6 +77,11 @@ class SessionMiddleware:
                 )
             if on_error is not self._replies.on_error:
                 raise SettingsError(f"on_error={on_error!r} cannot be used: it must be a function")
+            if on_conflict is not None and (provider is not None or not callable(on_conflict)):
+                raise SettingsError(
+                    "on_conflict cannot be used: it must be a function, and where there is a "
+                    "provider= it is the provider's"
+                )
             for name, given, kind in (
                 ("provider", provider, SessionProvider),
                 ("settings", settings, SessionSettings),
@@ -87,7 +95,7 @@ class SessionMiddleware:
             if provider is None:
                 if settings is None:
                     settings = SessionSettings.load(options=options)
-                provider = SessionProvider(settings)
+                provider = SessionProvider(settings, on_conflict=on_conflict)
                 self._is_placed = settings.namespace is not None
             self.provider = provider
         except SettingsError as error:
@@ -139,7 +147,10 @@ class SessionMiddleware:
         """Take the namespace from where the application knows to be mounted; once."""
         placed, self._is_placed = self._is_placed, True
         if not placed and (path := self.mount_path(scope)) is not None:
-            self.provider = SessionProvider(self.provider.settings, mount_path=path)
+            provider = self.provider
+            self.provider = SessionProvider(
+                provider.settings, mount_path=path, on_conflict=provider.on_conflict
+            )
 
     async def _start(self) -> SessionError | None:
         """Open the provider. What is returned keeps the server from starting."""
@@ -240,8 +251,8 @@ class SessionMiddleware:
         # Looked for only where there is one, for its route match costs; it overrules path rules.
         use = (declarations.in_use and self.declared_use(scope)) or self._rules.use_of(method, path)
         access = use.access
-        if not lock and access is Access.EXCLUSIVE:
-            use = Use(Access.READ_ONLY)
+        if not lock and access is not _NONE:
+            use = Use(Access.READ_ONLY, use.wait_for_writer)
         session_id = None
         if access is not _NONE and (values := self._reader.values(scope["headers"])):
             if len(values) == 1:

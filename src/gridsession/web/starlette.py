@@ -75,8 +75,8 @@ class SessionMiddleware(asgi.SessionMiddleware):
         wanted = use_of_endpoint(endpoint, scope)
         if wanted is None:
             return
-        if scope["type"] == "websocket" and wanted.access is Access.EXCLUSIVE:
-            wanted = Use(Access.READ_ONLY)
+        if scope["type"] == "websocket" and wanted.access is not Access.NONE:
+            wanted = Use(Access.READ_ONLY, wanted.wait_for_writer)
         if wanted != use:
             self._said_missed = True
             log.warning(

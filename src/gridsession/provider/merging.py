@@ -1,0 +1,206 @@
+"""What a concurrent request asks of the grid: it commits without a lock, upon what is there.
+
+Its commit says upon which version it was made. Where another came first, the grid answers with
+what that one left, this request's changes are put upon it, key by key, and it is tried again. It
+takes a place in line, as an exclusive request does, where that one has the lock, where others come
+first again and again, and where more than values is to change: a new id, or the session's end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, NamedTuple
+
+from gridsession.access import Access
+from gridsession.errors import SessionClosed, SessionGone, SessionReplaced
+from gridsession.grids.contract import (
+    Busy,
+    Change,
+    Claim,
+    Committed,
+    Conflict,
+    Granted,
+    Locked,
+    Missing,
+    QueueFull,
+    Replaced,
+    Snapshot,
+    Version,
+)
+from gridsession.provider.storing import Storing
+from gridsession.provider.tokens import lock_token
+from gridsession.session import Phase, Session
+
+_TRIES = 3  # conflicts; then it waits in line, or it might come too late for ever
+_CONCURRENT = Access.CONCURRENT  # an Enum's members are slow to find
+
+
+class _Unfinished(NamedTuple):
+    """A commit without a lock, and what it makes of which version."""
+
+    base: Version
+    change: Change
+    segments: dict[str, bytes]
+
+
+class Merging(Storing):
+    """A turn that may have no lock to commit under. Args: as `Turn`."""
+
+    _unfinished: _Unfinished | None = None  # a commit that got no answer
+
+    @property
+    def shares(self) -> bool:
+        """Others may commit to this session meanwhile."""
+        return self.use.access is _CONCURRENT and self._stored and self._claim is None
+
+    def _store(self, session: Session, *, release: bool) -> Coroutine[Any, Any, None] | None:
+        if not self.shares or session._abandoned:
+            return super()._store(session, release=release)
+        if self._unfinished or session._has_new_terms or session._delta().changes:
+            return self._merge(session, release)
+        return None
+
+    async def _merge(self, session: Session, release: bool) -> None:
+        """Commit upon whatever is stored by then.
+
+        Raises:
+            SessionGone, SessionReplaced: the session has ended, or is another user's.
+            SessionLockTimeout: another had its lock for too long.
+            GridUnavailable, GridFull, SessionTooLarge, SessionTypeError; what `on_conflict` raises.
+        """
+        assert self._identity is not None
+        async with self._work.line_of(self._identity.key):
+            if await self._try_to_commit(session, release):
+                return
+        await self._take_lock(session)
+        try:
+            asked = super()._store(session, release=release)
+            if asked is not None:
+                await asked
+        finally:
+            if not release:
+                await self._release()
+                self._held_to_the_end = False
+
+    async def _try_to_commit(self, session: Session, release: bool) -> bool:
+        """Without a lock; this event loop's requests of one session one after the other, or they
+        would be in one another's way, and all wait for the lock in the end.
+        """
+        if self._unfinished is not None:  # a save(): whether it is stored, its repetition tells
+            await self._commit_if(session, self._unfinished, release=False)
+        else:
+            self._catch_up(session)
+        for _ in range(_TRIES):
+            delta = session._delta()
+            if not delta.changes and not session._has_new_terms:
+                return True  # it is stored already: by that save(), or by another request
+            segments = session._segments_with(delta) if delta.changes else session._segments
+            if release and (self._may_change_id(session) or not segments):
+                return False
+            # A new user is stored under the lock, or not yet.
+            to_write = segments if delta.changes else None
+            change = self._change(session, to_write, session._stored_user)
+            assert self._version is not None
+            attempt = _Unfinished(self._version, change, segments)
+            outcome = await self._commit_if(session, attempt, release=release)
+            if isinstance(outcome, Committed):
+                return True
+            if isinstance(outcome, Locked):
+                return False
+            self._rebase(session, outcome.snapshot)
+        return False
+
+    def _catch_up(self, session: Session) -> None:
+        """With what this worker has committed since, and the grid would only tell us."""
+        cache, identity, version = self._provider.client_cache, self._identity, self._version
+        assert identity is not None
+        assert version is not None
+        kept = None if cache is None else cache.get(identity.key)
+        if kept is None or kept.secret != identity.secret:
+            return
+        if kept.version.counter > version.counter:
+            segments = self._provider.envelope.open(identity.key, kept.payload)
+            terms = kept.user, kept.timeout, session._replaced
+            self._put_upon(session, segments, kept.version, terms)
+            self._stored_bytes = kept.payload
+
+    async def _commit_if(
+        self, session: Session, attempt: _Unfinished, *, release: bool
+    ) -> Committed | Conflict | Locked:
+        identity, (base, change, segments) = self._identity, attempt
+        assert identity is not None
+        self._unfinished = attempt
+        self._expect_commit()
+        try:
+            outcome = await self._grid.commit_if(identity.key, identity.secret, base, change)
+        except asyncio.CancelledError:
+            if release:
+                finish = self._work.finish_commit_if
+                self._finishing = finish(identity.key, identity.secret, base, change)
+            raise
+        self._unfinished = None
+        match outcome:
+            case Replaced():
+                raise SessionReplaced
+            case Committed():
+                self._has_stored(session, segments, change.user, change.timeout)
+                secret = b"" if session._replaced else identity.secret
+                self._keep_committed(outcome, change, secret)
+            case Conflict() | Locked():
+                pass
+            case _:
+                raise SessionGone
+        if session._phase is Phase.DISCARDED and not isinstance(outcome, Committed):
+            raise SessionClosed  # the request was given up while a save() was on its way
+        return outcome
+
+    async def _take_lock(self, session: Session) -> None:
+        """Wait in line, with a ticket that no limit counts: the work has been done already."""
+        provider, identity = self._provider, self._identity
+        assert identity is not None
+        claim = self._claim = Claim(lock_token(), self._holder, provider.lease, None)
+
+        async def ask() -> Granted | Busy | QueueFull | Replaced | Missing:
+            known = self._newest_known(identity)
+            answer = await self._grid.acquire(identity.key, identity.secret, claim, known)
+            if self._claim is not claim:  # the request was given up while a save() was on its way
+                raise SessionClosed
+            return answer
+
+        answer = None
+        try:
+            answer = await ask()
+            if isinstance(answer, Busy):
+                answer = await self._answer_after(answer, ask)
+            if not isinstance(answer, Granted):
+                self._claim = None  # nothing of it is left behind
+                raise SessionReplaced if isinstance(answer, Replaced) else SessionGone
+            self._hold()
+            if answer.snapshot.version != self._version:
+                self._rebase(session, answer.snapshot)
+        except BaseException as error:
+            if self._claim is claim:
+                self._let_go()
+            was_asked = answer is not None or not getattr(error, "never_asked", False)
+            if was_asked:  # else each request of an outage would leave a task behind
+                self._work.withdraw(identity.key, claim.token)
+            raise
+
+    def _rebase(self, session: Session, snapshot: Snapshot) -> None:
+        terms = snapshot.user, snapshot.timeout, snapshot.replaced
+        self._put_upon(session, self._segments_of(snapshot), snapshot.version, terms)
+
+    def _put_upon(
+        self,
+        session: Session,
+        segments: dict[str, bytes],
+        version: Version,
+        terms: tuple[str | None, float, bool],
+    ) -> None:
+        """Put what this request changed upon a newer version, of these user, timeout, replaced."""
+        provider = self._provider
+        both = session._rebase(segments, *terms, on_conflict=provider.on_conflict)
+        self._version = version  # not before: what was not put upon it must not be committed so
+        provider.merges += 1
+        provider.key_conflicts += both
