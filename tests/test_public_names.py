@@ -15,11 +15,13 @@ from gridsession import errors
 
 PROMISED = {
     "gridsession": {
+        "ABSENT",
         "Access",
         "GridFull",
         "GridUnavailable",
         "Session",
         "SessionClosed",
+        "SessionEncryptionError",
         "SessionError",
         "SessionFormatError",
         "SessionGone",

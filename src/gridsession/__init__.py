@@ -1,10 +1,12 @@
 """Server-side session state for Python web farms: locked, shared, nothing lost."""
 
 from gridsession.access import Access
+from gridsession.changes import ABSENT
 from gridsession.errors import (
     GridFull,
     GridUnavailable,
     SessionClosed,
+    SessionEncryptionError,
     SessionError,
     SessionFormatError,
     SessionGone,
@@ -24,11 +26,13 @@ from gridsession.session import Session
 from gridsession.settings import SessionSettings
 
 __all__ = [
+    "ABSENT",
     "Access",
     "GridFull",
     "GridUnavailable",
     "Session",
     "SessionClosed",
+    "SessionEncryptionError",
     "SessionError",
     "SessionFormatError",
     "SessionGone",

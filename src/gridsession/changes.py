@@ -71,9 +71,10 @@ def rebase(
 ) -> int:
     """Put what a request changed upon what another has stored meanwhile.
 
-    Keys that only one of the two changed have that one's value. Under a key that both changed, and
-    differently, the request's own value stays, or what `on_conflict` makes of the two. Values that
-    the request had in hand and did not change are forgotten where they are not stored any more.
+    Keys that only one of the two changed have that one's value. Under a key that both changed the
+    request's own value stays, or what `on_conflict` makes of the two: also where both made the same
+    of it, for of two counts to 11 one would be lost. Values that the request had in hand and did
+    not change are forgotten where they are not stored any more.
 
     Args:
         values, touched: of the session; changed.
@@ -91,13 +92,7 @@ def rebase(
     """
     mine = find_delta(values, touched, base)
     changed = mine.set.keys() | set(mine.removed)
-    both = [
-        key
-        for key in touched
-        if key in changed
-        and theirs.get(key) != base.get(key)
-        and theirs.get(key) != mine.set.get(key)
-    ]
+    both = [key for key in touched if key in changed and theirs.get(key) != base.get(key)]
     resolved: dict[str, Any] = {}
     if on_conflict is not None:
         for key in both:

@@ -124,8 +124,9 @@ class SessionSettings:
             requests that another site makes it send. No protection against CSRF by itself.
         https_only: send the cookie over HTTPS only. Off, for development; set it in production.
         partitioned: keep the cookie apart for each site that embeds this one (needs https_only).
-        rolling: send the cookie with each response that used the session, so that `max_age`
-            counts from the last use; otherwise only when it is new, rotated or removed.
+        rolling: send the cookie with each response whose request used the session and was
+            exclusive, or concurrent and changed something, so that `max_age` counts from the last
+            such use; otherwise only when it is new, rotated or removed.
         lock_lease: seconds that a lock outlives its worker's death (15; renewed at a third).
         lock_wait_timeout: seconds that a request waits for its turn (30).
         execution_timeout: seconds after which a lock is not renewed any more, because its

@@ -178,6 +178,46 @@ async def test_what_was_changed_around_a_block_is_merged_with_what_it_stored(gri
         assert await data_of(provider, session_id) == {"a": 1, "n": 1}
 
 
+@pytest.mark.parametrize("how", ["user", "timeout", "regenerate_id", "abandon"])
+@in_loop
+async def test_what_was_asked_for_ahead_of_a_block_is_not_forgotten(grid: Spy, how: str) -> None:
+    async with provider_on(grid) as provider:
+        session_id = await stored(provider, n=0)
+        async with provider.open(session_id, access="concurrent") as session:
+            match how:
+                case "user":
+                    session.user = "ann"
+                case "timeout":
+                    session.timeout = 50
+                case _:
+                    getattr(session, how)()
+            async with session.exclusive() as s:
+                s["n"] += 1
+            await session.release()
+            new_id = session_id if how in ("timeout", "abandon") else session.id
+        assert (new_id != session_id) == (how in ("user", "regenerate_id"))
+        async with provider.open(new_id, access="read_only") as session:
+            assert session.is_new == (how == "abandon")
+            assert session.user == ("ann" if how == "user" else None)
+            assert session.timeout == (50.0 if how == "timeout" else 1200.0)
+            assert session.get("n") == (None if how == "abandon" else 1)
+    assert await is_free(grid, new_id)
+
+
+@in_loop
+async def test_the_request_itself_is_not_saved_inside_its_own_block(grid: Spy) -> None:
+    async with provider_on(grid) as provider:
+        session_id = await stored(provider, a=0, n=0)
+        async with provider.open(session_id, access="concurrent") as session:
+            session["a"] = 1
+            async with session.exclusive() as s:
+                s["n"] += 1
+                with pytest.raises(SessionClosed, match=r"Inside a block of"):
+                    await session.save()
+        assert await data_of(provider, session_id) == {"a": 1, "n": 1}
+    assert await is_free(grid, session_id)
+
+
 @in_loop
 async def test_a_block_that_begins_the_session_is_stored_with_the_request(grid: Spy) -> None:
     async with provider_on(grid) as provider:
@@ -256,6 +296,28 @@ async def test_what_was_taken_back_after_a_save_without_an_answer(grid: Spy, app
             session["a"] = 0
         assert await data_of(provider, session_id) == {"a": 0}
         assert provider.key_conflicts == 0
+
+
+@in_loop
+async def test_what_a_save_stored_under_the_lock_is_not_counted_twice(real_grid: Spy) -> None:
+    """Its answer was lost, and the next commit meets what it left."""
+    add = lambda key, base, theirs, mine: theirs + mine - base  # noqa: E731
+    async with provider_on(real_grid, on_conflict=add) as provider:
+        session_id = await stored(provider, n=10)
+        async with provider.open(session_id, access="concurrent") as session:
+            session["n"] += 1
+
+            async def save() -> None:
+                with pytest.raises(GridUnavailable):
+                    await session.save()
+
+            async with provider.open(session_id):
+                saving = asyncio.create_task(save())
+                await in_line(real_grid)
+                real_grid.after = Outage("commit", times=1)
+            await saving
+        assert await data_of(provider, session_id) == {"n": 11}
+    assert await is_free(real_grid, session_id)
 
 
 @pytest.mark.parametrize("way", ["there", "back"])

@@ -118,7 +118,7 @@ def test_a_view_is_returned_as_it_came_with_its_declaration(arguments: Any, use:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("readonly", False), "access 'readonly' is unknown; use one of: exclusive, read_only"),
+        (("readonly", False), "access 'readonly' is unknown; use one of: exclusive, concurrent"),
         (("", False), "access '' is unknown"),
         ((None, False), "access None is unknown"),
         ((None, True), "access 'None wait_for_writer' is unknown"),

@@ -40,7 +40,7 @@ class Bearer:
     _id: bytes | None = None
     _identity: Identity | None = None
     _stored = False  # the grid has the session
-    _held_to_the_end = False  # the lock, until the response's headers leave
+    _held_to_the_end = False  # the lock, or the newest version, until the headers leave
     _headers_held_by: frozenset[asyncio.Future[Any]] = frozenset()
     _outer: Bearer | None = None  # of whose `exclusive()` this is a block
     _beginnings: TaskTurns | None = None  # of blocks that begin a session; else each began its own
@@ -82,8 +82,8 @@ class Bearer:
 
         A request that came with a replaced id is never answered with one: the browser has the
         new cookie already, and who holds only the old one must not be given it. So the same
-        cookie is sent again (`rolling`) only by who held the lock until now: else another may
-        have replaced the id meanwhile.
+        cookie is sent again (`rolling`) only by who held the lock, or committed upon the newest
+        version, just now: else another may have replaced the id meanwhile.
         """
         if session._replaced:
             return _KEEP

@@ -162,7 +162,7 @@ class SessionProvider:
         Args:
             session_id: a `session.id`; None, or one that the grid does not know, for a new
                 session, whose `id` is then another.
-            access: `exclusive`, `read_only` or `none`.
+            access: `exclusive`, `concurrent`, `read_only` or `none`.
             wait_for_writer: with `read_only`, wait for a writer that is at work.
             holder: who this is, for the errors of those who wait for the lock.
 

@@ -28,12 +28,17 @@ from gridsession.grids.contract import (
     Snapshot,
     Version,
 )
+from gridsession.provider.blocks import blocks_around
 from gridsession.provider.storing import Storing
 from gridsession.provider.tokens import lock_token
 from gridsession.session import Phase, Session
 
 _TRIES = 3  # conflicts; then it waits in line, or it might come too late for ever
 _CONCURRENT = Access.CONCURRENT  # an Enum's members are slow to find
+_WITHIN = (
+    "Inside a block of `session.exclusive()` it is the block that has the lock: save or release "
+    "the session that it gives you, and begin the response when it has ended."
+)
 
 
 class _Unfinished(NamedTuple):
@@ -66,9 +71,12 @@ class Merging(Storing):
 
         Raises:
             SessionGone, SessionReplaced: the session has ended, or is another user's.
+            SessionClosed: this request has the lock, in a block of its own.
             SessionLockTimeout: another had its lock for too long.
             GridUnavailable, GridFull, SessionTooLarge, SessionTypeError; what `on_conflict` raises.
         """
+        if blocks_around(self.root()):
+            raise SessionClosed(_WITHIN)
         assert self._identity is not None
         async with self._work.line_of(self._identity.key):
             if await self._try_to_commit(session, release):
@@ -145,6 +153,8 @@ class Merging(Storing):
                 raise SessionReplaced
             case Committed():
                 self._has_stored(session, segments, change.user, change.timeout)
+                # Whoever replaces an id makes a new version, and this one was the newest.
+                self._held_to_the_end = release
                 secret = b"" if session._replaced else identity.secret
                 self._keep_committed(outcome, change, secret)
             case Conflict() | Locked():
@@ -200,6 +210,10 @@ class Merging(Storing):
     ) -> None:
         """Put what this request changed upon a newer version, of these user, timeout, replaced."""
         provider = self._provider
+        if version.token == self._tried:  # this request's own, of which no answer came
+            session._committed(segments, *terms[:2])
+            self._version = version
+            return
         both = session._rebase(segments, *terms, on_conflict=provider.on_conflict)
         self._version = version  # not before: what was not put upon it must not be committed so
         provider.merges += 1

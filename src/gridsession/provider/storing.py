@@ -54,6 +54,7 @@ class Storing(Turn):
     # Defaults on the class: most visits change none of them.
     _unsure = False  # whether a save() that failed was carried out
     _finishing: asyncio.Task[Any] | None = None  # what was asked when this was cancelled
+    _tried = 0  # the token of the last commit that was tried
     _is_lost = False  # what was done is not stored, and the end is still to tell that
 
     def _store(self, session: Session, *, release: bool) -> Coroutine[Any, Any, None] | None:
@@ -190,7 +191,8 @@ class Storing(Turn):
         if segments is not None:
             assert self._identity is not None
             stored = self._provider.envelope.seal(self._identity.key, segments, os.urandom)
-        return Change(commit_token(), stored, session._timeout, user)
+        self._tried = commit_token()
+        return Change(self._tried, stored, session._timeout, user)
 
     def _expect_commit(self) -> None:
         if self._provider.client_cache is not None:

@@ -22,7 +22,9 @@ in_use = False
 
 
 def session_access(
-    access: Literal["exclusive", "read_only", "none"] | Access, *, wait_for_writer: bool = False
+    access: Literal["exclusive", "concurrent", "read_only", "none"] | Access,
+    *,
+    wait_for_writer: bool = False,
 ) -> Callable[[_T], _T]:
     """Declare how a view, or all views of a router or an application, use their session.
 
@@ -33,8 +35,8 @@ def session_access(
     its session would only fail under it.
 
     Args:
-        access: `exclusive`, `read_only` or `none`, as in path rules. A WebSocket gets a read-only
-            snapshot for `exclusive`, as it does without any declaration.
+        access: `exclusive`, `concurrent`, `read_only` or `none`, as in path rules. A WebSocket gets
+            a read-only snapshot for the first two, as it does without any declaration.
         wait_for_writer: with `read_only`: wait for a request that holds the lock, and see what it
             leaves. Otherwise what the last commit left.
 
