@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import (
+    cached,
     calls,
+    concurrent,
     handoff,
     increments,
     link,
@@ -40,6 +42,8 @@ BENCHMARKS: dict[str, Callable[[Options], Result]] = {
     "redis-increments": increments.redis_increments,
     "redis-handoff": handoff.redis_handoff,
     "redis-memory": redis_memory.redis_memory,
+    "concurrent": concurrent.concurrent,
+    "cached": cached.cached,
 }
 _RESULTS = Path(__file__).parent / "results"
 _FIGURE = Path(__file__).parent.parent / "docs" / "figures" / "benchmarks.svg"

@@ -210,7 +210,7 @@ class Merging(Storing):
     ) -> None:
         """Put what this request changed upon a newer version, of these user, timeout, replaced."""
         provider = self._provider
-        if version.token == self._tried:  # this request's own, of which no answer came
+        if version.token == self._in_doubt:  # this request's own, of which no answer came
             session._committed(segments, *terms[:2])
             self._version = version
             return

@@ -54,7 +54,7 @@ class Storing(Turn):
     # Defaults on the class: most visits change none of them.
     _unsure = False  # whether a save() that failed was carried out
     _finishing: asyncio.Task[Any] | None = None  # what was asked when this was cancelled
-    _tried = 0  # the token of the last commit that was tried
+    _in_doubt = 0  # the token of the last commit under the lock, which may have had no answer
     _is_lost = False  # what was done is not stored, and the end is still to tell that
 
     def _store(self, session: Session, *, release: bool) -> Coroutine[Any, Any, None] | None:
@@ -132,7 +132,7 @@ class Storing(Turn):
         if user != session._stored_user or (release and session._regenerate):
             rotated = self._rotate(session, identity, change)
         token = self._let_go() if release else claim.token
-        self._unsure = True
+        self._unsure, self._in_doubt = True, change.commit_token
         self._expect_commit()
         try:
             outcome = await self._grid.commit(key, token, change, release=release)
@@ -191,8 +191,7 @@ class Storing(Turn):
         if segments is not None:
             assert self._identity is not None
             stored = self._provider.envelope.seal(self._identity.key, segments, os.urandom)
-        self._tried = commit_token()
-        return Change(self._tried, stored, session._timeout, user)
+        return Change(commit_token(), stored, session._timeout, user)
 
     def _expect_commit(self) -> None:
         if self._provider.client_cache is not None:
