@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gridsession.errors import GridFull
+from gridsession.errors import GridFull, GridUnavailable
 from gridsession.grids.contract import (
     Committed,
     Conflict,
@@ -233,11 +233,28 @@ def set_in_head(server: RedisServer, name: bytes, statement: str) -> None:
     )
 
 
+@in_loop
+async def test_who_loses_to_a_shorter_deadline_leaves_the_index_as_it_was() -> None:
+    server, namespace = shared_server(), a_namespace()
+    async with grid_on(server, namespace) as grid:
+        there = Visitor(grid)
+        base = (await there.create(timeout=1000.0)).version
+        outcomes = await asyncio.gather(
+            there.commit_if(base, a_change(b"short", timeout=0.3)),
+            there.commit_if(base, a_change(b"long", timeout=600.0)),
+        )
+        assert [type(outcome) for outcome in outcomes] == [Committed, Conflict]
+        await asyncio.sleep(0.4)
+        assert await grid.sweep(64) > 0
+        assert server.admin.get(name_of(grid, there)) is None
+
+
 # -- failures ------------------------------------------------------------------------------------
 
 
 @in_loop
-async def test_a_commit_if_whose_answer_is_lost_is_repeated_and_told_that_it_was_done() -> None:
+async def test_a_commit_if_whose_answer_is_lost_is_told_at_its_repetition() -> None:
+    """By its caller: only that one can tell whether too many others have come after it."""
     server, namespace = shared_server(), a_namespace()
     async with FaultProxy("127.0.0.1", server.port) as proxy:
         url = f"redis://127.0.0.1:{proxy.port}/0"
@@ -252,7 +269,9 @@ async def test_a_commit_if_whose_answer_is_lost_is_repeated_and_told_that_it_was
             await until(lambda: server.admin.get(name).endswith(b"new"))
             proxy.cut()
             proxy.thaw()
-            done = expect(Committed, await asked)
+            with pytest.raises(GridUnavailable):
+                await asked
+            done = expect(Committed, await there.commit_if(base, change))
             assert done.version == Version(2, change.commit_token)
             assert (await there.found()).version == done.version
 

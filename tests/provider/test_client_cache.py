@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import multiprocessing
+import os
 from typing import Any, cast
 
 import pytest
@@ -334,3 +336,26 @@ async def _read_after_writer(provider: SessionProvider, session_id: str) -> dict
 def test_the_spy_is_a_grid() -> None:
     """What all of this is tested behind offers whatever a provider asks for."""
     assert cast(Grid, Spy(MemoryGrid())).is_local is False
+
+
+# -- in a forked process ------------------------------------------------------------------------
+
+
+def test_a_forked_process_has_locks_of_its_own() -> None:
+    """Another thread may have held its parent's at that moment, and would hold them for ever."""
+
+    async def main() -> None:
+        async with provider_on(Spy(MemoryGrid()), compression_enabled=True) as provider:
+            before = provider.client_cache, provider.envelope
+
+            def child() -> None:
+                after = provider.client_cache, provider.envelope
+                alike = [one is other for one, other in zip(before, after, strict=True)]
+                os._exit(0 if alike == [False, False] and None not in after else 1)
+
+            process = multiprocessing.get_context("fork").Process(target=child)
+            process.start()
+            process.join(10)
+            assert process.exitcode == 0
+
+    run(main())

@@ -92,7 +92,10 @@ async def test_a_full_queue_refuses_no_commit(real_grid: Spy) -> None:
         session_id = await stored(provider, a=0, n=0)
 
         async def concurrently(key: str) -> None:
-            async with provider.open(session_id, access="concurrent") as session:
+            async with (
+                provider_on(real_grid) as worker,
+                worker.open(session_id, access="concurrent") as session,
+            ):
                 session[key] = 1
 
         async def exclusively() -> None:
@@ -109,6 +112,53 @@ async def test_a_full_queue_refuses_no_commit(real_grid: Spy) -> None:
         assert await data_of(provider, session_id) == {
             "a": 1, "b": 1, "c": 1, "d": 1, "n": 1,
         }  # fmt: skip
+    assert await is_free(real_grid, session_id)
+
+
+@in_loop
+async def test_a_worker_has_one_ticket_however_many_of_its_requests_wait_to_commit(
+    real_grid: Spy,
+) -> None:
+    async with provider_on(real_grid) as provider:
+        session_id = await stored(provider, n=0)
+
+        async def concurrently(number: int) -> None:
+            async with provider.open(session_id, access="concurrent") as session:
+                session[f"k{number}"] = number
+
+        async with provider.open(session_id) as holder:
+            holder["n"] = 1
+            real_grid.calls.clear()
+            waiting = [asyncio.create_task(concurrently(number)) for number in range(30)]
+            await in_line(real_grid)
+            await steps(50)
+            asked = real_grid.calls.count("acquire")
+            assert asked <= 2  # one ticket; at a Redis it asks again when it listens
+        await asyncio.gather(*waiting)
+        assert await data_of(provider, session_id) == {"n": 1} | {
+            f"k{number}": number for number in range(30)
+        }
+    assert await is_free(real_grid, session_id)
+
+
+@in_loop
+async def test_all_that_wait_to_commit_give_up_after_the_lock_wait_timeout(
+    real_grid: Spy,
+) -> None:
+    async with provider_on(real_grid, lock_wait_timeout=0.3) as provider:
+        session_id = await stored(provider, n=0)
+
+        async def concurrently(number: int) -> None:
+            async with provider.open(session_id, access="concurrent") as session:
+                session[f"k{number}"] = number
+
+        async with provider.open(session_id):
+            began = asyncio.get_running_loop().time()
+            outcomes = await asyncio.gather(*map(concurrently, range(5)), return_exceptions=True)
+            assert asyncio.get_running_loop().time() - began < 1.2  # and not five times as long
+        assert [type(outcome) for outcome in outcomes] == [SessionLockTimeout] * 5
+        await real_grid.settle()
+        assert await data_of(provider, session_id) == {"n": 0}
     assert await is_free(real_grid, session_id)
 
 
@@ -249,7 +299,7 @@ async def test_a_block_that_ends_the_session(grid: Spy) -> None:
 async def test_a_commit_without_an_answer_is_told(grid: Spy, applied: bool) -> None:
     async with provider_on(grid) as provider:
         session_id = await stored(provider, a=0)
-        away = Outage("commit_if", times=1)
+        away = Outage("commit_if", times=2)
         if applied:
             grid.after = away
         else:
@@ -267,7 +317,7 @@ async def test_a_save_without_an_answer_is_stored_by_the_next(grid: Spy, applied
         session_id = await stored(provider, a=0, b=0)
         async with provider.open(session_id, access="concurrent") as session:
             session["a"] = 1
-            away = Outage("commit_if", times=1)
+            away = Outage("commit_if", times=2)
             if applied:
                 grid.after = away
             else:
@@ -286,7 +336,7 @@ async def test_what_was_taken_back_after_a_save_without_an_answer(grid: Spy, app
         session_id = await stored(provider, a=0)
         async with provider.open(session_id, access="concurrent") as session:
             session["a"] = 1
-            away = Outage("commit_if", times=1)
+            away = Outage("commit_if", times=2)
             if applied:
                 grid.after = away
             else:
@@ -341,6 +391,56 @@ async def test_a_cancelled_commit_stands_or_is_told(
         await grid.settle()
         assert await data_of(provider, session_id) == {"a": 1}
         assert not caplog.records
+
+
+@pytest.mark.parametrize("applied", [False, True], ids=["not applied", "applied"])
+@in_loop
+async def test_a_commit_whose_answer_was_lost_is_asked_about(grid: Spy, applied: bool) -> None:
+    def on_conflict(*_: object) -> object:
+        raise AssertionError("it does not conflict with itself")
+
+    async with provider_on(grid, on_conflict=on_conflict) as provider:
+        session_id = await stored(provider, a=0)
+        async with provider.open(session_id, access="concurrent") as session:
+            session["a"] = 1
+            away = Outage("commit_if", times=1)
+            if applied:
+                grid.after = away
+            else:
+                grid.before = away
+        assert away.failed == 1
+        assert await data_of(provider, session_id) == {"a": 1}
+
+
+@pytest.mark.parametrize("others", [7, 8])
+@in_loop
+async def test_promise_5_a_commit_is_not_put_upon_itself(grid: Spy, others: int) -> None:
+    """It was stored, its answer was lost, and others have committed since: more than the grid
+    remembers, and nobody knows any more whether it was.
+    """
+    add = lambda key, base, theirs, mine: theirs + mine  # noqa: E731
+    async with provider_on(grid, on_conflict=add) as provider:
+        session_id = await stored(provider, log=[])
+
+        async def lose(name: str) -> None:
+            if name == "commit_if":
+                grid.after = None
+                for number in range(others):
+                    await change(provider, session_id, **{f"k{number}": number})
+                raise GridUnavailable("the answer was lost")
+
+        async def append() -> None:
+            async with provider.open(session_id, access="concurrent") as session:
+                session["log"].append("mine")
+                grid.after = lose
+
+        if others == 8:
+            with pytest.raises(GridUnavailable, match="not known"):
+                await append()
+        else:
+            await append()
+        assert (await data_of(provider, session_id))["log"] == ["mine"]
+    assert await is_free(grid, session_id)
 
 
 @in_loop

@@ -406,7 +406,8 @@ class Grid(Protocol):
         For requests that share a session: each reads, works, and commits what it made of `base`.
         Decided in this order: no such record, `Gone`; repeated with its `commit_token`,
         `Committed` again; a secret that gives no access, `Replaced` or `Gone`; another's lock
-        lives, `Locked`; another version, `Conflict`.
+        lives, `Locked`; another version, `Conflict`. After more than `REMEMBERED_COMMITS` other
+        commits a repetition is not known any more: the counters tell.
 
         A lock whose lease has run out goes to the first ticket, as when one acquires: `Locked`.
         Where nobody waits for it, it ends: its holder would undo what is committed now, and is

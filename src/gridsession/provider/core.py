@@ -29,7 +29,7 @@ _started: WeakSet[SessionProvider] = WeakSet()
 def _in_child() -> None:
     for provider in _started:
         provider.is_started = False
-        provider.client_cache = provider._make_cache()  # its lock may have been another thread's
+        provider._make_locks_anew()
     _started.clear()
 
 
@@ -89,13 +89,7 @@ class SessionProvider:
         self.timeout = seconds(settings.timeout)
         absolute = settings.absolute_timeout
         self.absolute_timeout = None if absolute is None else seconds(absolute)
-        self.envelope = Envelope(
-            namespace=self.namespace,
-            max_bytes=settings.max_payload_bytes,
-            compress=settings.compression_enabled,
-            keys=settings.encryption_keys,
-        )
-        self.client_cache = self._make_cache()
+        self._make_locks_anew()
         self.reads_cached_in_outage = settings.if_grid_unavailable == "read_cached"
         self.on_conflict = on_conflict
         self.merges = self.key_conflicts = 0
@@ -189,6 +183,19 @@ class SessionProvider:
             raise
         finally:
             visit.let_session_go()
+
+    def _make_locks_anew(self) -> None:
+        """What has a lock of its own. In a forked process another thread's may be taken for ever:
+        the client cache's, the compressor's.
+        """
+        settings = self.settings
+        self.envelope = Envelope(
+            namespace=self.namespace,
+            max_bytes=settings.max_payload_bytes,
+            compress=settings.compression_enabled,
+            keys=settings.encryption_keys,
+        )
+        self.client_cache = self._make_cache()
 
     def _make_cache(self) -> ClientCache | None:
         settings = self.settings

@@ -17,10 +17,12 @@ from weakref import WeakValueDictionary
 
 from gridsession.errors import GridFull, GridUnavailable, SessionError
 from gridsession.grids.contract import (
+    REMEMBERED_COMMITS,
     REMOVED,
     TICKET_SECONDS,
     Change,
     Committed,
+    Conflict,
     Found,
     Gone,
     Grid,
@@ -171,7 +173,16 @@ class LoopWork:
         self, key: bytes, secret: bytes, base: Version, change: Change
     ) -> asyncio.Task[Any]:
         """The same for a commit without a lock. Where another's came first it is not stored."""
-        return self.run(self._finish(key, lambda: self._grid.commit_if(key, secret, base, change)))
+
+        async def commit() -> Any:
+            outcome = await self._grid.commit_if(key, secret, base, change)
+            if isinstance(outcome, Conflict):
+                others = outcome.snapshot.version.counter - base.counter
+                if others > REMEMBERED_COMMITS:  # it may have been stored, and be forgotten
+                    return None
+            return outcome
+
+        return self.run(self._finish(key, commit))
 
     async def _finish(self, key: bytes, commit: Callable[[], Awaitable[Any]]) -> Any:
         outcome = await self._until_answered(commit)
@@ -179,7 +190,7 @@ class LoopWork:
             log.error(
                 "session %s: the work of a cancelled request was not stored: %s",
                 name_of(key),
-                type(outcome).__name__ if outcome is not None else "the grid did not answer",
+                type(outcome).__name__ if outcome is not None else "there was no answer in time",
             )
         return outcome
 

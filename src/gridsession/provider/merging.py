@@ -13,8 +13,15 @@ from collections.abc import Coroutine
 from typing import Any, NamedTuple
 
 from gridsession.access import Access
-from gridsession.errors import SessionClosed, SessionGone, SessionReplaced
+from gridsession.errors import (
+    GridUnavailable,
+    SessionClosed,
+    SessionGone,
+    SessionLockTimeout,
+    SessionReplaced,
+)
 from gridsession.grids.contract import (
+    REMEMBERED_COMMITS,
     Busy,
     Change,
     Claim,
@@ -78,25 +85,46 @@ class Merging(Storing):
         if blocks_around(self.root()):
             raise SessionClosed(_WITHIN)
         assert self._identity is not None
-        async with self._work.line_of(self._identity.key):
+        # This event loop's commits to one session come one after the other: they would be in one
+        # another's way, and each would have a ticket of its own, which no limit counts.
+        line = self._work.line_of(self._identity.key)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await self._wait_in(line)
+        try:
             if await self._try_to_commit(session, release):
                 return
-        await self._take_lock(session)
-        try:
-            asked = super()._store(session, release=release)
-            if asked is not None:
-                await asked
+            await self._take_lock(session, began)
+            try:
+                asked = super()._store(session, release=release)
+                if asked is not None:
+                    await asked
+            finally:
+                if not release:
+                    await self._release()
+                    self._held_to_the_end = False
         finally:
-            if not release:
-                await self._release()
-                self._held_to_the_end = False
+            line.release()
+
+    async def _wait_in(self, line: asyncio.Lock) -> None:
+        if not line.locked():
+            await line.acquire()
+            return
+        try:
+            async with asyncio.timeout(self._provider.lock_wait_timeout):
+                await line.acquire()
+        except TimeoutError:
+            raise SessionLockTimeout(
+                f"Other requests of this session were ahead with their commits for "
+                f"{self._provider.lock_wait_timeout:g} s."
+            ) from None
 
     async def _try_to_commit(self, session: Session, release: bool) -> bool:
-        """Without a lock; this event loop's requests of one session one after the other, or they
-        would be in one another's way, and all wait for the lock in the end.
-        """
+        """Without the session's lock. False: it has to be taken."""
         if self._unfinished is not None:  # a save(): whether it is stored, its repetition tells
             await self._commit_if(session, self._unfinished, release=False)
+            if self._unfinished is not None:
+                return False
         else:
             self._catch_up(session)
         for _ in range(_TRIES):
@@ -138,16 +166,25 @@ class Merging(Storing):
     ) -> Committed | Conflict | Locked:
         identity, (base, change, segments) = self._identity, attempt
         assert identity is not None
-        self._unfinished = attempt
+        question = identity.key, identity.secret, base, change
+        is_repeated, self._unfinished = self._unfinished is attempt, attempt
         self._expect_commit()
         try:
-            outcome = await self._grid.commit_if(identity.key, identity.secret, base, change)
+            try:
+                outcome = await self._grid.commit_if(*question)
+            except GridUnavailable as error:
+                if is_repeated or error.never_asked:
+                    raise
+                is_repeated = True
+                outcome = await self._grid.commit_if(*question)
         except asyncio.CancelledError:
             if release:
-                finish = self._work.finish_commit_if
-                self._finishing = finish(identity.key, identity.secret, base, change)
+                self._finishing = self._work.finish_commit_if(*question)
             raise
-        self._unfinished = None
+        if is_repeated and isinstance(outcome, Conflict):
+            self._settle(outcome.snapshot.version)
+        elif not is_repeated or not isinstance(outcome, Locked):
+            self._unfinished = None
         match outcome:
             case Replaced():
                 raise SessionReplaced
@@ -165,8 +202,27 @@ class Merging(Storing):
             raise SessionClosed  # the request was given up while a save() was on its way
         return outcome
 
-    async def _take_lock(self, session: Session) -> None:
-        """Wait in line, with a ticket that no limit counts: the work has been done already."""
+    def _settle(self, version: Version) -> None:
+        """A commit that got no answer is not known to the grid, which has come to this version.
+
+        Raises:
+            GridUnavailable: it may have been stored, so long ago that the grid has forgotten it.
+        """
+        attempt = self._unfinished
+        if attempt is not None:
+            if version.counter - attempt.base.counter > REMEMBERED_COMMITS:
+                raise GridUnavailable(
+                    "whether this request's changes were stored is not known: the answer was "
+                    "lost, and too many others have committed since"
+                )
+            self._unfinished = None
+
+    async def _take_lock(self, session: Session, began: float) -> None:
+        """Wait in line, with a ticket that no limit counts: the work has been done already.
+
+        Args:
+            began: the loop's second from which the waiting counts.
+        """
         provider, identity = self._provider, self._identity
         assert identity is not None
         claim = self._claim = Claim(lock_token(), self._holder, provider.lease, None)
@@ -182,11 +238,12 @@ class Merging(Storing):
         try:
             answer = await ask()
             if isinstance(answer, Busy):
-                answer = await self._answer_after(answer, ask)
+                answer = await self._answer_after(answer, ask, began)
             if not isinstance(answer, Granted):
                 self._claim = None  # nothing of it is left behind
                 raise SessionReplaced if isinstance(answer, Replaced) else SessionGone
             self._hold()
+            self._settle(answer.snapshot.version)
             if answer.snapshot.version != self._version:
                 self._rebase(session, answer.snapshot)
         except BaseException as error:

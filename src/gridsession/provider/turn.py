@@ -126,7 +126,7 @@ class Turn(Bearer):
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            self._took(await self._answer_after(busy, lambda: self._ask_grid(busy.lock)))
+            self._took(await self._answer_after(busy, lambda: self._ask_grid(busy.lock), began))
         except BaseException as error:
             self.leave()
             identity = self._identity
@@ -137,9 +137,12 @@ class Turn(Bearer):
         self.session.waited += loop.time() - began
 
     async def _answer_after(
-        self, busy: Busy, ask: Callable[[], Awaitable[_Answer | Busy]]
+        self, busy: Busy, ask: Callable[[], Awaitable[_Answer | Busy]], began: float
     ) -> _Answer:
         """Ask until the answer is another than `Busy`, each time that the ticket's bell rings.
+
+        Args:
+            began: the loop's second from which the waiting counts.
 
         Raises:
             SessionLockTimeout: it was not for too long.
@@ -148,7 +151,6 @@ class Turn(Bearer):
         assert identity is not None
         assert claim is not None
         loop = asyncio.get_running_loop()
-        began = loop.time()
         while True:
             left = began + self._provider.lock_wait_timeout - loop.time()
             if left <= 0:

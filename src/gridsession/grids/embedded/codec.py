@@ -49,7 +49,14 @@ _fields_of = attrgetter(*(field.name for field in fields(Record) if field.compar
 
 
 def pack(record: Record) -> bytes:
-    return packb((LAYOUT, _fields_of(record)), tuple)  # tickets are named tuples
+    return packb((LAYOUT, _fields_of(record)), _plain)
+
+
+def _plain(value: tuple[object, ...]) -> tuple[object, ...]:
+    """Of a named tuple. A ticket's last field only where it says something: workers of a release
+    that does not know it may share the file.
+    """
+    return value[:-1] if type(value) is Ticket and not value.uncounted else tuple(value)
 
 
 def unpack(raw: bytes) -> Record:

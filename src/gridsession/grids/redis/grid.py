@@ -345,9 +345,12 @@ class RedisGrid:
         outcome = await ask(b"0")
         if type(outcome) is list and len(outcome) == 2 and outcome[0] == scripts.UNINDEXED:
             # Ahead of the record, as at its making.
-            indexed = self._enter(key, outcome[1], repeats=True)
+            due = outcome[1]
+            indexed = self._enter(key, due, repeats=True)
             outcome = await ask(b"1")
             await self._entered(indexed)
+            if type(outcome) is int or outcome[0] != scripts.OK:  # it is as it was
+                await self._look_at(self.names.part(key), self.names.entry(key), due)
         return outcome
 
     async def renew(self, leases: Sequence[tuple[bytes, bytes]], lease: float) -> list[bool]:

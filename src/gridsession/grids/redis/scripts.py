@@ -70,7 +70,9 @@ ACQUIRE = _load("acquire")
 READ = _load("read")
 WATCH = _load("watch")
 COMMIT = _load("commit")
-COMMIT_IF = _load("commit_if")
+# Not repeated either: where more than eight others have committed meanwhile, it would be told that
+# it conflicts with itself. The caller can tell, for it knows what its commit was based on.
+COMMIT_IF = _load("commit_if", repeats=False)
 RELEASE = _load("release")
 RENEW = _load("renew")
 TOUCH = _load("touch")
