@@ -207,7 +207,10 @@ class Envelope:
         try:
             content: bytes = opened.decompress(frame, max_length=most + 1)
         except zstd.ZstdError:
-            trouble = "it is no zstd frame, or one that needs more memory than max_payload_bytes"
+            trouble = (
+                "it is no zstd frame, or one that needs more memory than max_payload_bytes "
+                f"({self._max_bytes:,}) allows"
+            )
         else:
             if opened.eof and not opened.unused_data and len(content) <= most:
                 return content
