@@ -273,6 +273,26 @@ def test_what_is_dropped_is_gone() -> None:
     assert (cache.counters.sessions, cache.counters.bytes) == (0, 0)
 
 
+def test_an_answer_that_was_under_way_does_not_bring_back_what_was_dropped() -> None:
+    cache, clock = cache_of()
+    keep(cache, b"k")
+    asked_at = clock.now
+    clock.now += 1
+    cache.drop(b"k")
+    clock.now += 1
+    cache.read(b"k", SECRET, snapshot(b"p", Version(1, 7)), None, asked_at)
+    assert cache.get(b"k") is None
+    cache.read(b"k", SECRET, snapshot(b"p", Version(1, 7)), None, clock.now)
+    assert cache.get(b"k") is not None
+
+
+def test_what_was_dropped_is_not_remembered_without_end() -> None:
+    cache, _ = cache_of()
+    for number in range(5000):
+        cache.drop(number.to_bytes(4, "big"))
+    assert len(cache._dropped) <= 1000
+
+
 def test_hits_and_misses_are_counted() -> None:
     cache, clock = cache_of()
     keep(cache, b"k")

@@ -12,11 +12,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 from gridsession.grids.contract import Committed, Snapshot, Version
 from gridsession.settings import ClientCacheType
 
 _MIB = 1 << 20
+_DROPPED = 1000  # sessions; for longer than an answer is under way
 _SLIDE_SHARE, _MIN_SLIDE, _MAX_SLIDE = 0.01, 1.0, 60.0  # as the grid's: when a use counts as one
 
 
@@ -92,6 +94,7 @@ class ClientCache:
         self._most_sessions = None if counts_bytes else capacity
         self._kept: OrderedDict[bytes, Kept] = OrderedDict()
         self._keys: list[bytes] | None = [] if kind.startswith("Random") else None
+        self._dropped: OrderedDict[bytes, float] = OrderedDict()  # when: answers may be under way
         self._bytes = 0
         self._lock = threading.Lock()
         self._interval = interval
@@ -195,6 +198,10 @@ class ClientCache:
         """Forget a session: it has ended, or what is stored of it is not known any more."""
         with self._lock:
             self._remove(key)
+            self._dropped[key] = self.steady()
+            self._dropped.move_to_end(key)
+            if len(self._dropped) > _DROPPED:
+                self._dropped.popitem(last=False)
 
     # -- with the lock held ---------------------------------------------------------------
 
@@ -206,6 +213,8 @@ class ClientCache:
             self._remove(key)
             if _may_precede(kept, there):
                 return
+        elif kept.as_of <= self._dropped.get(key, -inf):  # asked for before it was dropped
+            return
         size = len(kept.payload)
         if self._most_bytes is not None and size > self._most_bytes:
             return
