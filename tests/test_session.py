@@ -352,7 +352,7 @@ def test_only_values_that_can_change_are_compared(monkeypatch: pytest.MonkeyPatc
         encoded.append(key)
         return payload.encode(key, value)
 
-    monkeypatch.setattr("gridsession.session.payload", _Payload(encode))
+    monkeypatch.setattr("gridsession.changes.payload", _Payload(encode))
     assert not session._delta().changes
     assert encoded == ["cart"]
 

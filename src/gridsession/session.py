@@ -427,6 +427,8 @@ class Session(dict[str, Any]):
         if self._timeout == self._stored_timeout:
             self._timeout = timeout
         self._replaced = replaced
+        if replaced:  # the browser has the new id, and gets none in answer to the old one
+            self._regenerate = False
         self._committed(segments, user, timeout)
         return both
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Self
 
+from gridsession.access import Access
 from gridsession.errors import SessionClosed
 from gridsession.provider.task_turns import TaskTurns
 from gridsession.session import Phase, Session
@@ -125,7 +126,7 @@ async def exclusive(visit: Visit, session: Session) -> AsyncIterator[Session]:
         raise SessionClosed(_GIVEN_UP)  # else a part of what is not stored would be
     if session._phase is not Phase.DISCARDED:  # else what has the turn has nothing to guard
         await visit.take_turn(timeout)
-        if session._phase is Phase.WRITABLE and not visit.shares:
+        if session._phase is Phase.WRITABLE and visit.use.access is not Access.CONCURRENT:
             with Block(root, session, visit) as block:
                 yield session
                 await block.end(timeout)

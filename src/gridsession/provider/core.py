@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from weakref import WeakSet
 from gridsession.access import Access, Use
 from gridsession.changes import OnConflict
 from gridsession.envelope import Envelope
+from gridsession.errors import SettingsError
 from gridsession.grids import make_grid
 from gridsession.grids.clock import steady
 from gridsession.grids.contract import Grid
@@ -35,6 +37,9 @@ def _in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
+
+
+_ON_CONFLICT = "it must be a plain function of four arguments, and no coroutine function"
 
 
 class SessionProvider:
@@ -91,6 +96,10 @@ class SessionProvider:
         self.absolute_timeout = None if absolute is None else seconds(absolute)
         self._make_locks_anew()
         self.reads_cached_in_outage = settings.if_grid_unavailable == "read_cached"
+        if on_conflict is not None and (
+            not callable(on_conflict) or inspect.iscoroutinefunction(on_conflict)
+        ):
+            raise SettingsError(f"on_conflict={on_conflict!r} cannot be used: {_ON_CONFLICT}")
         self.on_conflict = on_conflict
         self.merges = self.key_conflicts = 0
         self.is_started = False

@@ -37,7 +37,22 @@ _RENEWALS_PER_LEASE = 3  # a lock outlives two renewals that fail
 _RETRY_SECONDS = (0.02, 1.0)  # first and longest pause between tries at a grid that is away
 _SWEEP_BATCH = 64  # records a call: about a millisecond of an embedded grid's time
 _SWEEP_PAUSE = 0.01  # seconds between two batches
+_TICKETS = 4  # of a worker's commits to one session: more only ask more often
 _BUSY_SKIPS = 6  # sweeps put off for a busy worker before one is made all the same
+
+
+class CommitLine:
+    """Where one event loop's commits to one session wait for each other.
+
+    Attributes:
+        tries: to commit without the lock, one after the other, or they would be in one another's
+            way and all wait for the lock in the end.
+        tickets: for the lock, a few at a time: no limit of the grid's counts them.
+    """
+
+    def __init__(self) -> None:
+        self.tries = asyncio.Lock()
+        self.tickets = asyncio.Semaphore(_TICKETS)
 
 
 class LoopWork:
@@ -67,7 +82,7 @@ class LoopWork:
         self._on_gone = on_gone
         self._book = LeaseBook(execution_timeout)
         self.drop = self._book.drop  # renew a lock no more; args: its token
-        self._lines: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
+        self._lines: WeakValueDictionary[bytes, CommitLine] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._waiting: set[asyncio.Task[Any]] = set()  # of them, those that wait for a lock
         self._renewal: asyncio.TimerHandle | None = None
@@ -248,11 +263,11 @@ class LoopWork:
 
     # -- commits without a lock -----------------------------------------------------------
 
-    def line_of(self, key: bytes) -> asyncio.Lock:
+    def line_of(self, key: bytes) -> CommitLine:
         """In which this loop's commits to one session stand; it goes with the last of them."""
         line = self._lines.get(key)
         if line is None:
-            line = self._lines[key] = asyncio.Lock()
+            line = self._lines[key] = CommitLine()
         return line
 
     # -- touching -------------------------------------------------------------------------

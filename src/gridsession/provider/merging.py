@@ -9,11 +9,14 @@ first again and again, and where more than values is to change: a new id, or the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from gridsession.access import Access
 from gridsession.errors import (
+    GridFull,
     GridUnavailable,
     SessionClosed,
     SessionGone,
@@ -27,20 +30,25 @@ from gridsession.grids.contract import (
     Claim,
     Committed,
     Conflict,
+    Gone,
     Granted,
     Locked,
+    LockLost,
     Missing,
     QueueFull,
     Replaced,
     Snapshot,
     Version,
 )
+from gridsession.identity import name_of
 from gridsession.provider.blocks import blocks_around
+from gridsession.provider.log import log
 from gridsession.provider.storing import Storing
 from gridsession.provider.tokens import lock_token
 from gridsession.session import Phase, Session
 
 _TRIES = 3  # conflicts; then it waits in line, or it might come too late for ever
+_NOTHING = Version(0, 0)  # what a session was that this request has not seen
 _CONCURRENT = Access.CONCURRENT  # an Enum's members are slow to find
 _WITHIN = (
     "Inside a block of `session.exclusive()` it is the block that has the lock: save or release "
@@ -49,11 +57,12 @@ _WITHIN = (
 
 
 class _Unfinished(NamedTuple):
-    """A commit without a lock, and what it makes of which version."""
+    """A commit, what it makes of which version, and under which lock, if any."""
 
     base: Version
     change: Change
     segments: dict[str, bytes]
+    token: bytes | None = None
 
 
 class Merging(Storing):
@@ -67,63 +76,96 @@ class Merging(Storing):
         return self.use.access is _CONCURRENT and self._stored and self._claim is None
 
     def _store(self, session: Session, *, release: bool) -> Coroutine[Any, Any, None] | None:
-        if not self.shares or session._abandoned:
+        if self.use.access is not _CONCURRENT or self._claim is not None:
             return super()._store(session, release=release)
-        if self._unfinished or session._has_new_terms or session._delta().changes:
-            return self._merge(session, release)
-        return None
+        changes = session._abandoned or session._has_new_terms or session._delta().changes
+        if not changes and not self._unfinished:
+            return None
+        if blocks_around(self.root()):
+            raise SessionClosed(_WITHIN)
+        if not self._stored:
+            return super()._store(session, release=release)
+        return self._abandon(session) if session._abandoned else self._merge(session, release)
+
+    async def _abandon(self, session: Session) -> None:
+        """Not waiting for a lock; but an id that is not good any more ends nobody's session."""
+        identity = self._identity
+        assert identity is not None
+        match await self._grid.read(identity.key, identity.secret):
+            case Replaced():
+                raise SessionReplaced
+            case Missing():
+                self._has_ended(session)
+            case _:
+                await self._remove(session, fenced=False)
 
     async def _merge(self, session: Session, release: bool) -> None:
         """Commit upon whatever is stored by then.
 
         Raises:
             SessionGone, SessionReplaced: the session has ended, or is another user's.
-            SessionClosed: this request has the lock, in a block of its own.
+            SessionClosed: the request was given up meanwhile.
             SessionLockTimeout: another had its lock for too long.
             GridUnavailable, GridFull, SessionTooLarge, SessionTypeError; what `on_conflict` raises.
         """
-        if blocks_around(self.root()):
-            raise SessionClosed(_WITHIN)
         assert self._identity is not None
-        # This event loop's commits to one session come one after the other: they would be in one
-        # another's way, and each would have a ticket of its own, which no limit counts.
         line = self._work.line_of(self._identity.key)
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        await self._wait_in(line)
+        began = asyncio.get_running_loop().time()
         try:
-            if await self._try_to_commit(session, release):
-                return
-            await self._take_lock(session, began)
-            try:
-                asked = super()._store(session, release=release)
-                if asked is not None:
-                    await asked
-            finally:
-                if not release:
-                    await self._release()
-                    self._held_to_the_end = False
-        finally:
-            line.release()
+            async with self._place_in(line.tries, began):
+                if session._phase is Phase.DISCARDED:
+                    raise SessionClosed
+                if await self._try_to_commit(session, release):
+                    return
+            async with self._place_in(line.tickets, began):
+                await self._take_lock(session, began)
+                base = self._version
+                try:
+                    asked = super()._store(session, release=release)
+                    if asked is not None:
+                        await asked
+                except GridUnavailable:
+                    if base is not None and self._in_doubt is not None:
+                        self._unfinished = _Unfinished(base, *self._in_doubt)
+                    raise
+                finally:
+                    if not release:
+                        await self._release()
+                        self._held_to_the_end = False
+        except SessionGone:
+            if not release or dict.__len__(session) or session._user is not None:
+                raise
+            self._has_ended(session)  # as this request wanted, too
+        except asyncio.CancelledError:
+            if release and self._finishing is None:
+                self._is_lost = True  # should the request go on all the same
+                name = name_of(self._identity.key) if self._identity is not None else "that is new"
+                log.error("session %s: the work of a cancelled request was not stored", name)
+            raise
 
-    async def _wait_in(self, line: asyncio.Lock) -> None:
-        if not line.locked():
-            await line.acquire()
-            return
+    @asynccontextmanager
+    async def _place_in(
+        self, places: asyncio.Lock | asyncio.Semaphore, began: float
+    ) -> AsyncIterator[None]:
+        timeout = self._provider.lock_wait_timeout
         try:
-            async with asyncio.timeout(self._provider.lock_wait_timeout):
-                await line.acquire()
+            async with asyncio.timeout_at(began + timeout):
+                await places.acquire()
         except TimeoutError:
             raise SessionLockTimeout(
-                f"Other requests of this session were ahead with their commits for "
-                f"{self._provider.lock_wait_timeout:g} s."
+                f"Other requests of this session were ahead with their commits for {timeout:g} s."
             ) from None
+        try:
+            yield
+        finally:
+            places.release()
 
     async def _try_to_commit(self, session: Session, release: bool) -> bool:
         """Without the session's lock. False: it has to be taken."""
-        if self._unfinished is not None:  # a save(): whether it is stored, its repetition tells
-            await self._commit_if(session, self._unfinished, release=False)
-            if self._unfinished is not None:
+        unfinished = self._unfinished
+        if unfinished is not None:  # a save(): whether it is stored, its repetition tells
+            await self._commit_if(session, unfinished, release=False)
+            if self._unfinished is unfinished:
                 return False
         else:
             self._catch_up(session)
@@ -137,12 +179,11 @@ class Merging(Storing):
             # A new user is stored under the lock, or not yet.
             to_write = segments if delta.changes else None
             change = self._change(session, to_write, session._stored_user)
-            assert self._version is not None
-            attempt = _Unfinished(self._version, change, segments)
+            attempt = _Unfinished(self._version or _NOTHING, change, segments)
             outcome = await self._commit_if(session, attempt, release=release)
             if isinstance(outcome, Committed):
                 return True
-            if isinstance(outcome, Locked):
+            if not isinstance(outcome, Conflict):
                 return False
             self._rebase(session, outcome.snapshot)
         return False
@@ -151,39 +192,51 @@ class Merging(Storing):
         """With what this worker has committed since, and the grid would only tell us."""
         cache, identity, version = self._provider.client_cache, self._identity, self._version
         assert identity is not None
-        assert version is not None
         kept = None if cache is None else cache.get(identity.key)
         if kept is None or kept.secret != identity.secret:
             return
-        if kept.version.counter > version.counter:
+        if version is None or kept.version.counter > version.counter:
             segments = self._provider.envelope.open(identity.key, kept.payload)
+            delta = session._delta()
+            changed = (*delta.set, *delta.removed)
+            if any(segments.get(key) == delta.set.get(key) for key in changed):
+                return  # whether that is stored, only the grid knows: a fail-over may take it back
             terms = kept.user, kept.timeout, session._replaced
             self._put_upon(session, segments, kept.version, terms)
             self._stored_bytes = kept.payload
 
     async def _commit_if(
         self, session: Session, attempt: _Unfinished, *, release: bool
-    ) -> Committed | Conflict | Locked:
-        identity, (base, change, segments) = self._identity, attempt
+    ) -> Committed | Conflict | Locked | LockLost:
+        identity, (base, change, segments, token) = self._identity, attempt
         assert identity is not None
         question = identity.key, identity.secret, base, change
+        ask: Callable[[], Awaitable[Committed | Conflict | Locked | Replaced | LockLost | Gone]]
+        ask = partial(self._grid.commit_if, *question)
+        if token is not None:
+            ask = partial(self._grid.commit, identity.key, token, change, release=True)
         is_repeated, self._unfinished = self._unfinished is attempt, attempt
+        asked_again = is_repeated
         self._expect_commit()
         try:
             try:
-                outcome = await self._grid.commit_if(*question)
+                outcome = await ask()
             except GridUnavailable as error:
                 if is_repeated or error.never_asked:
                     raise
                 is_repeated = True
-                outcome = await self._grid.commit_if(*question)
+                outcome = await ask()
+        except GridFull:
+            if not is_repeated:
+                self._unfinished = None
+            raise
         except asyncio.CancelledError:
             if release:
                 self._finishing = self._work.finish_commit_if(*question)
             raise
         if is_repeated and isinstance(outcome, Conflict):
             self._settle(outcome.snapshot.version)
-        elif not is_repeated or not isinstance(outcome, Locked):
+        elif not is_repeated or not isinstance(outcome, Locked | LockLost):
             self._unfinished = None
         match outcome:
             case Replaced():
@@ -194,7 +247,9 @@ class Merging(Storing):
                 self._held_to_the_end = release
                 secret = b"" if session._replaced else identity.secret
                 self._keep_committed(outcome, change, secret)
-            case Conflict() | Locked():
+                if asked_again:
+                    self._drop_kept()  # others may have committed since
+            case Conflict() | Locked() | LockLost():
                 pass
             case _:
                 raise SessionGone
@@ -267,10 +322,6 @@ class Merging(Storing):
     ) -> None:
         """Put what this request changed upon a newer version, of these user, timeout, replaced."""
         provider = self._provider
-        if version.token == self._in_doubt:  # this request's own, of which no answer came
-            session._committed(segments, *terms[:2])
-            self._version = version
-            return
         both = session._rebase(segments, *terms, on_conflict=provider.on_conflict)
         self._version = version  # not before: what was not put upon it must not be committed so
         provider.merges += 1

@@ -54,7 +54,7 @@ class Storing(Turn):
     # Defaults on the class: most visits change none of them.
     _unsure = False  # whether a save() that failed was carried out
     _finishing: asyncio.Task[Any] | None = None  # what was asked when this was cancelled
-    _in_doubt = 0  # the token of the last commit under the lock, which may have had no answer
+    _in_doubt: tuple[Change, dict[str, bytes], bytes] | None = None  # a commit under the lock
     _is_lost = False  # what was done is not stored, and the end is still to tell that
 
     def _store(self, session: Session, *, release: bool) -> Coroutine[Any, Any, None] | None:
@@ -113,6 +113,8 @@ class Storing(Turn):
                 self._work.withdraw(identity.key, claim.token)
                 raise SessionClosed
             self._hold()
+        elif not release and session._phase is Phase.DISCARDED:
+            raise SessionClosed
         self._be_known_as((self._own_id(), identity))
         self._held_to_the_end = release
         session._committed(segments, new.user, new.timeout)
@@ -129,10 +131,13 @@ class Storing(Turn):
         user = session._user if release else session._stored_user
         change = self._change(session, segments if changed else None, user)
         rotated = None
-        if user != session._stored_user or (release and session._regenerate):
+        logs_out_with_old_id = session._replaced and user is None  # and gets no new one
+        if (user != session._stored_user and not logs_out_with_old_id) or (
+            release and session._regenerate
+        ):
             rotated = self._rotate(session, identity, change)
         token = self._let_go() if release else claim.token
-        self._unsure, self._in_doubt = True, change.commit_token
+        self._unsure, self._in_doubt = True, (change, segments, token)
         self._expect_commit()
         try:
             outcome = await self._grid.commit(key, token, change, release=release)
@@ -159,7 +164,7 @@ class Storing(Turn):
             if release:
                 self._work.withdraw(key, token)
             raise
-        self._unsure = False
+        self._unsure, self._in_doubt = False, None
         if type(outcome) is not Committed:
             if session._phase is Phase.DISCARDED:  # which gave the lock back
                 raise SessionClosed
@@ -249,6 +254,12 @@ class Storing(Turn):
                 raise SessionLockLost
             self._be_known_as(None)
         self._forget_id()
+        session._load({}, None, session._stored_timeout, is_new=True, replaced=False)
+        session._phase = _CLOSED
+
+    def _has_ended(self, session: Session) -> None:
+        """It has been ended by another request, as this one wanted to."""
+        self._be_known_as(None)
         session._load({}, None, session._stored_timeout, is_new=True, replaced=False)
         session._phase = _CLOSED
 

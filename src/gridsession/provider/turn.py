@@ -225,6 +225,7 @@ class Turn(Bearer):
                     f"{holder} has held its lock for {held_for:.1f} s."
                 )
             case Replaced():
+                self._drop_kept()
                 raise SessionReplaced
         return None
 

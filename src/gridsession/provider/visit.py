@@ -316,6 +316,7 @@ class Visit(Merging, TaskTurns):
                 # Made where nothing is stored: whoever reports it is still to find it. Or in a
                 # concurrent request, whose end will find that another version is stored.
                 return
+            self._unfinished = None  # what was read since has it, or it comes too late
             self._version = visit._version
             self._stored_bytes = visit._stored_bytes
             session._load(
