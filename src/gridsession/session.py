@@ -417,18 +417,14 @@ class Session(dict[str, Any]):
         *,
         on_conflict: OnConflict | None,
     ) -> int:
-        """Hold what another has stored meanwhile, and what this request changed upon it.
-
-        Returns, raises: as `changes.rebase`.
-        """
+        """Put what this request changed upon what another has stored; as `changes.rebase`."""
         both = rebase(self, self._touched, self._segments, segments, on_conflict)
         if self._user == self._stored_user:
             self._user = user
         if self._timeout == self._stored_timeout:
             self._timeout = timeout
         self._replaced = replaced
-        if replaced:  # the browser has the new id, and gets none in answer to the old one
-            self._regenerate = False
+        self._regenerate &= not replaced  # the browser has the new id already
         self._committed(segments, user, timeout)
         return both
 
