@@ -70,11 +70,6 @@ class Merging(Storing):
 
     _unfinished: _Unfinished | None = None  # a commit that got no answer
 
-    @property
-    def shares(self) -> bool:
-        """Others may commit to this session meanwhile."""
-        return self.use.access is _CONCURRENT and self._stored and self._claim is None
-
     def _store(self, session: Session, *, release: bool) -> Coroutine[Any, Any, None] | None:
         if self.use.access is not _CONCURRENT or self._claim is not None:
             return super()._store(session, release=release)
@@ -215,8 +210,8 @@ class Merging(Storing):
         ask = partial(self._grid.commit_if, *question)
         if token is not None:
             ask = partial(self._grid.commit, identity.key, token, change, release=True)
-        is_repeated, self._unfinished = self._unfinished is attempt, attempt
-        asked_again = is_repeated
+        is_old, self._unfinished = self._unfinished is attempt, attempt
+        is_repeated = is_old
         self._expect_commit()
         try:
             try:
@@ -247,7 +242,7 @@ class Merging(Storing):
                 self._held_to_the_end = release
                 secret = b"" if session._replaced else identity.secret
                 self._keep_committed(outcome, change, secret)
-                if asked_again:
+                if is_old:
                     self._drop_kept()  # others may have committed since
             case Conflict() | Locked() | LockLost():
                 pass
