@@ -17,7 +17,10 @@ from gridsession import (
     SessionReplaced,
     SettingsError,
 )
+from gridsession.access import Use
 from gridsession.grids.memory import MemoryGrid
+from gridsession.provider.bearer import Cookie
+from gridsession.provider.visit import Visit
 from gridsession.testing import ManualClock
 from tests.provider.harness import (
     Outage,
@@ -102,6 +105,52 @@ async def test_a_logout_beside_a_new_id_is_a_logout(grid: Spy) -> None:
 
 @pytest.mark.parametrize("how", ["clear", "abandon"])
 @in_loop
+async def test_a_logout_that_was_anothers_empties_the_cache(grid: Spy, how: str) -> None:
+    async with provider_on(grid, client_cache_coherency_interval=1000.0) as provider:
+        session_id = await stored(provider, n=0)
+        async with provider.open(session_id, access="concurrent") as session:
+            async with provider_on(grid) as another, another.open(session_id) as other:
+                other.abandon()
+            await data_of(provider, session_id)
+            getattr(session, how)()
+        async with provider.open(session_id, access="read_only") as session:
+            assert session.is_new
+
+
+@in_loop
+async def test_what_is_cleared_and_saved_is_removed_at_the_end(grid: Spy) -> None:
+    async with provider_on(grid) as provider:
+        session_id = await stored(provider, n=0)
+        async with provider.open(session_id, access="concurrent") as session:
+            session.clear()
+            await session.save()
+        async with provider.open(session_id, access="read_only") as session:
+            assert session.is_new
+
+
+@in_loop
+async def test_a_late_repetition_does_not_renew_the_cookie(grid: Spy) -> None:
+    """Another may have given the session a new id since it was stored."""
+    async with provider_on(grid) as provider, provider_on(grid) as another:
+        session_id = await stored(provider, n=0)
+        visit = Visit(provider, session_id.encode(), Use.parse("concurrent"), "a test")
+        await visit.begin()
+        visit.session["n"] = 1
+
+        async def lose(name: str) -> None:
+            if name == "commit_if":
+                grid.after = None
+                async with another.open(session_id) as other:
+                    other.user = "ann"
+                raise GridUnavailable("the answer was lost")
+
+        grid.after = lose
+        await visit.end()
+        assert visit.cookie_to_send(visit.session, rolling=True) is Cookie.KEEP
+
+
+@pytest.mark.parametrize("how", ["clear", "abandon"])
+@in_loop
 async def test_two_logouts_at_once_are_one(grid: Spy, how: str) -> None:
     async with provider_on(grid) as provider:
         session_id = await stored(provider, user="bob", n=0)
@@ -134,7 +183,9 @@ async def test_the_cache_gives_nothing_to_an_id_that_the_grid_refused(grid: Spy)
 
 
 @in_loop
-async def test_what_was_taken_back_is_not_repeated_after_a_block(grid: Spy) -> None:
+async def test_what_was_taken_back_ahead_of_a_block_is_as_if_the_answer_had_come(
+    grid: Spy,
+) -> None:
     async with provider_on(grid) as provider:
         session_id = await stored(provider, n=0)
         async with provider.open(session_id, access="concurrent") as session:
@@ -145,9 +196,51 @@ async def test_what_was_taken_back_is_not_repeated_after_a_block(grid: Spy) -> N
                 s["n"] = 10
                 s["new"] = 1
             await session.save()
-            assert (session["n"], session["new"]) == (10, 1)
+            assert (session["n"], session["new"]) == (0, 1)  # outside a block comes after it
             session["n"] += 1
-        assert await data_of(provider, session_id) == {"n": 11, "new": 1}
+        assert await data_of(provider, session_id) == {"n": 1, "new": 1}
+
+
+@in_loop
+async def test_what_a_save_without_an_answer_stored_is_taken_back_after_a_block(grid: Spy) -> None:
+    async with provider_on(grid) as provider:
+        session_id = await stored(provider, n=0)
+        async with provider.open(session_id, access="concurrent") as session:
+            session["n"] = 1
+            await fail_to_save(session, grid)
+            session["n"] = 0
+            async with session.exclusive() as s:
+                s["new"] = 1
+        assert await data_of(provider, session_id) == {"n": 0, "new": 1}
+
+
+@in_loop
+async def test_a_save_cancelled_under_the_lock_is_settled(grid: Spy) -> None:
+    async with provider_on(grid) as provider:
+        session_id = await stored(provider, count=0, n=0)
+        async with provider.open(session_id, access="concurrent") as session:
+            session["count"] = 1
+            come, under_way = come_first(provider, session_id, times=3), asyncio.Event()
+
+            async def come_unhindered(name: str) -> None:
+                after, grid.after = grid.after, None
+                await come(name)
+                grid.after = after
+
+            async def hang(name: str) -> None:
+                if name == "commit":
+                    under_way.set()
+                    await asyncio.sleep(3600)
+
+            grid.before, grid.after = come_unhindered, hang
+            saving = asyncio.create_task(_save(session))
+            await under_way.wait()
+            saving.cancel()
+            await asyncio.wait([saving])
+            grid.before = grid.after = None
+            session["count"] = 0
+        assert (await data_of(provider, session_id))["count"] == 0
+    assert await is_free(grid, session_id)
 
 
 @in_loop

@@ -74,19 +74,28 @@ class Merging(Storing):
         if self.use.access is not _CONCURRENT or self._claim is not None:
             return super()._store(session, release=release)
         changes = session._abandoned or session._has_new_terms or session._delta().changes
-        if not changes and not self._unfinished:
+        is_empty = release and not dict.__len__(session) and session._user is None
+        if not changes and not self._unfinished and not (is_empty and self._stored):
             return None
         if blocks_around(self.root()):
             raise SessionClosed(_WITHIN)
         if not self._stored:
             return super()._store(session, release=release)
-        return self._abandon(session) if session._abandoned else self._merge(session, release)
+        store = self._abandon if session._abandoned else self._merge
+        return store(session, release)
 
-    async def _abandon(self, session: Session) -> None:
+    async def _abandon(self, session: Session, release: bool) -> None:
         """Not waiting for a lock; but an id that is not good any more ends nobody's session."""
         identity = self._identity
         assert identity is not None
-        match await self._grid.read(identity.key, identity.secret):
+        try:
+            found = await self._grid.read(identity.key, identity.secret)
+        except asyncio.CancelledError:
+            if release:
+                self._lost_by_cancellation()
+            raise
+        self._check_is_wanted(session)
+        match found:
             case Replaced():
                 raise SessionReplaced
             case Missing():
@@ -108,18 +117,18 @@ class Merging(Storing):
         began = asyncio.get_running_loop().time()
         try:
             async with self._place_in(line.tries, began):
-                if session._phase is Phase.DISCARDED:
-                    raise SessionClosed
+                self._check_is_wanted(session)
                 if await self._try_to_commit(session, release):
                     return
             async with self._place_in(line.tickets, began):
+                self._check_is_wanted(session)
                 await self._take_lock(session, began)
                 base = self._version
                 try:
                     asked = super()._store(session, release=release)
                     if asked is not None:
                         await asked
-                except GridUnavailable:
+                except (GridUnavailable, asyncio.CancelledError):
                     if base is not None and self._in_doubt is not None:
                         self._unfinished = _Unfinished(base, *self._in_doubt)
                     raise
@@ -133,10 +142,19 @@ class Merging(Storing):
             self._has_ended(session)  # as this request wanted, too
         except asyncio.CancelledError:
             if release and self._finishing is None:
-                self._is_lost = True  # should the request go on all the same
-                name = name_of(self._identity.key) if self._identity is not None else "that is new"
-                log.error("session %s: the work of a cancelled request was not stored", name)
+                self._lost_by_cancellation()
             raise
+
+    @staticmethod
+    def _check_is_wanted(session: Session) -> None:
+        """Or the request was given up while a save() waited."""
+        if session._phase is Phase.DISCARDED:
+            raise SessionClosed
+
+    def _lost_by_cancellation(self) -> None:
+        self._is_lost = True  # should the request go on all the same
+        name = name_of(self._identity.key) if self._identity is not None else "that is new"
+        log.error("session %s: the work of a cancelled request was not stored", name)
 
     @asynccontextmanager
     async def _place_in(
@@ -166,11 +184,11 @@ class Merging(Storing):
             self._catch_up(session)
         for _ in range(_TRIES):
             delta = session._delta()
-            if not delta.changes and not session._has_new_terms:
-                return True  # it is stored already: by that save(), or by another request
             segments = session._segments_with(delta) if delta.changes else session._segments
             if release and (self._may_change_id(session) or not segments):
                 return False
+            if not delta.changes and not session._has_new_terms:
+                return True  # it is stored already: by that save(), or by another request
             # A new user is stored under the lock, or not yet.
             to_write = segments if delta.changes else None
             change = self._change(session, to_write, session._stored_user)
@@ -239,10 +257,10 @@ class Merging(Storing):
             case Committed():
                 self._has_stored(session, segments, change.user, change.timeout)
                 # Whoever replaces an id makes a new version, and this one was the newest.
-                self._held_to_the_end = release
+                self._held_to_the_end = release and not is_repeated
                 secret = b"" if session._replaced else identity.secret
                 self._keep_committed(outcome, change, secret)
-                if is_old:
+                if is_repeated:
                     self._drop_kept()  # others may have committed since
             case Conflict() | Locked() | LockLost():
                 pass

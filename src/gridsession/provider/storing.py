@@ -22,6 +22,7 @@ from gridsession.errors import (
     SessionReplaced,
 )
 from gridsession.grids.contract import (
+    REPLACED_SECONDS,
     Change,
     Claim,
     Committed,
@@ -258,7 +259,14 @@ class Storing(Turn):
         session._phase = _CLOSED
 
     def _has_ended(self, session: Session) -> None:
-        """It has been ended by another request, as this one wanted to."""
+        """It has been ended by another request, as this one wanted to.
+
+        Raises:
+            SessionGone: or its id was replaced, so long ago that the grid has forgotten it.
+        """
+        if asyncio.get_running_loop().time() - self._found_at >= REPLACED_SECONDS:
+            raise SessionGone
+        self._drop_kept()
         self._be_known_as(None)
         session._load({}, None, session._stored_timeout, is_new=True, replaced=False)
         session._phase = _CLOSED

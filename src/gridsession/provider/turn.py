@@ -63,6 +63,7 @@ class Turn(Bearer):
     _version: Version | None = None  # of what the session holds as stored
     _stored_bytes = b""  # the same, where there is a client cache
     _known: Kept | None = None  # what the grid was asked whether it is the newest
+    _found_at = -60.0  # when its id was last known to be good, by the loop's clock
     _asked_at = 0.0  # when, by the client cache's clock
 
     def __init__(
@@ -207,6 +208,7 @@ class Turn(Bearer):
         self._claim = None  # whatever else is answered leaves nothing of it behind
         match outcome:
             case Found(snapshot):
+                self._found_at = asyncio.get_running_loop().time()
                 segments = self._segments_of(snapshot)
                 self._make_session(snapshot.timeout, segments, snapshot.user, snapshot.replaced)
                 self._version = snapshot.version

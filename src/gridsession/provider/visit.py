@@ -312,11 +312,15 @@ class Visit(Merging, TaskTurns):
         # Another block may have replaced the id meanwhile; then this one's is the old one.
         replaced = block._replaced if visit._id == self._id else session._replaced
         with suppress(SessionError):
-            if session._abandoned or session._has_new_terms or session._delta().changes:
+            if (
+                self._unfinished
+                or session._abandoned
+                or session._has_new_terms
+                or session._delta().changes
+            ):
                 # Made where nothing is stored: whoever reports it is still to find it. Or in a
                 # concurrent request, whose end will find that another version is stored.
                 return
-            self._unfinished = None  # what was read since has it, or it comes too late
             self._version = visit._version
             self._stored_bytes = visit._stored_bytes
             session._load(
