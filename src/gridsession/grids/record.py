@@ -81,6 +81,11 @@ class ReplacedSecret(NamedTuple):
         return f"ReplacedSecret(until={self.until}, user_changed={self.user_changed})"
 
 
+def slide_step(timeout: float) -> float:
+    """By how many seconds a deadline has to be put off for a use to be told to the grid."""
+    return min(max(timeout * _SLIDE_SHARE, _MIN_SLIDE), _MAX_SLIDE)
+
+
 @dataclass(slots=True, repr=False)
 class Record:
     """All that a grid keeps under a key, but for the payload. The order of fields is stored."""
@@ -417,8 +422,7 @@ class Record:
             self.dirty = True
 
     def _slide_is_due(self, wall: float) -> bool:
-        step = min(max(self.timeout * _SLIDE_SHARE, _MIN_SLIDE), _MAX_SLIDE)
-        return self._deadline_from(wall) - self.deadline > step
+        return self._deadline_from(wall) - self.deadline > slide_step(self.timeout)
 
     def _snapshot(self, secret: bytes, now: Now, *, slide_due: bool) -> Snapshot:
         """The payload is filled in by the grid."""

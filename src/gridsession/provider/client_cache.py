@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from math import inf
 
 from gridsession.grids.contract import Committed, Snapshot, Version
+from gridsession.grids.record import slide_step
 from gridsession.settings import ClientCacheType
 
 _MIB = 1 << 20
 _DROPPED = 1000  # sessions; for longer than an answer is under way
-_SLIDE_SHARE, _MIN_SLIDE, _MAX_SLIDE = 0.01, 1.0, 60.0  # as the grid's: when a use counts as one
 
 
 @dataclass(slots=True, eq=False)
@@ -132,7 +132,7 @@ class ClientCache:
             self._hits += 1
             is_due = now >= kept.slide_at
             if is_due:
-                kept.slide_at = now + _step(kept.timeout)
+                kept.slide_at = now + slide_step(kept.timeout)
             return kept, is_due
 
     def last_known(self, key: bytes, secret: bytes) -> Kept | None:
@@ -154,7 +154,7 @@ class ClientCache:
         """
         now = self.steady()
         ends_at = as_of + snapshot.expires_in
-        step = _step(snapshot.timeout)
+        step = slide_step(snapshot.timeout)
         slide_at = now + step if snapshot.slide_due else ends_at - snapshot.timeout + step
         # Who came with an id that was replaced is not let in without being looked at.
         known_as = b"" if snapshot.replaced else secret
@@ -188,7 +188,7 @@ class ClientCache:
     ) -> None:
         """Keep what a commit has stored."""
         ends_at = as_of + committed.expires_in
-        slide_at = ends_at - timeout + _step(timeout)
+        slide_at = ends_at - timeout + slide_step(timeout)
         times = as_of, self.steady(), ends_at, slide_at
         kept = Kept(payload, committed.version, secret, timeout, user, *times)
         with self._lock:
@@ -208,10 +208,11 @@ class ClientCache:
     def _keep(self, key: bytes, kept: Kept) -> None:
         there = self._kept.get(key)
         if there is not None:
-            if not _follows(kept, there):
+            order = _order(kept, there)
+            if order < 0:
                 return
             self._remove(key)
-            if _may_precede(kept, there):
+            if order == 0:
                 return
         elif kept.as_of <= self._dropped.get(key, -inf):  # asked for before it was dropped
             return
@@ -247,22 +248,15 @@ class ClientCache:
                 self._kept[last].place = kept.place
 
 
-def _follows(kept: Kept, there: Kept) -> bool:
-    """Whether this is not known to be the older of two answers.
+def _order(kept: Kept, there: Kept) -> int:
+    """More than 0 where this is the newer of two answers, less where it is the older one, 0 where
+    that cannot be known.
 
     One asked for after the other had come is the newer one. Else their counters tell, which only a
     fail-over makes repeat.
     """
     if kept.version == there.version:
-        return kept.as_of >= there.as_of
-    return kept.as_of >= there.told_at or kept.version.counter >= there.version.counter
-
-
-def _may_precede(kept: Kept, there: Kept) -> bool:
-    """Whether which of the two is newer cannot be known."""
-    alike = kept.version.counter == there.version.counter and kept.version != there.version
-    return alike and kept.as_of < there.told_at
-
-
-def _step(timeout: float) -> float:
-    return min(max(timeout * _SLIDE_SHARE, _MIN_SLIDE), _MAX_SLIDE)
+        return 1 if kept.as_of >= there.as_of else -1
+    if kept.as_of >= there.told_at:
+        return 1
+    return kept.version.counter - there.version.counter

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from gridsession.access import Access
 from gridsession.errors import (
@@ -26,7 +26,6 @@ from gridsession.errors import (
 from gridsession.grids.contract import (
     REMEMBERED_COMMITS,
     Busy,
-    Change,
     Claim,
     Committed,
     Conflict,
@@ -40,15 +39,12 @@ from gridsession.grids.contract import (
     Snapshot,
     Version,
 )
-from gridsession.identity import name_of
 from gridsession.provider.blocks import blocks_around
-from gridsession.provider.log import log
-from gridsession.provider.storing import Storing
+from gridsession.provider.storing import NOTHING, Storing, Unfinished
 from gridsession.provider.tokens import lock_token
 from gridsession.session import Phase, Session
 
 _TRIES = 3  # conflicts; then it waits in line, or it might come too late for ever
-_NOTHING = Version(0, 0)  # what a session was that this request has not seen
 _CONCURRENT = Access.CONCURRENT  # an Enum's members are slow to find
 _WITHIN = (
     "Inside a block of `session.exclusive()` it is the block that has the lock: save or release "
@@ -56,19 +52,8 @@ _WITHIN = (
 )
 
 
-class _Unfinished(NamedTuple):
-    """A commit, what it makes of which version, and under which lock, if any."""
-
-    base: Version
-    change: Change
-    segments: dict[str, bytes]
-    token: bytes | None = None
-
-
 class Merging(Storing):
     """A turn that may have no lock to commit under. Args: as `Turn`."""
-
-    _unfinished: _Unfinished | None = None  # a commit that got no answer
 
     def _store(self, session: Session, *, release: bool) -> Coroutine[Any, Any, None] | None:
         if self.use.access is not _CONCURRENT or self._claim is not None:
@@ -92,7 +77,7 @@ class Merging(Storing):
             found = await self._grid.read(identity.key, identity.secret)
         except asyncio.CancelledError:
             if release:
-                self._lost_by_cancellation()
+                self._lost_by_cancellation(identity.key)
             raise
         self._check_is_wanted(session)
         match found:
@@ -113,7 +98,8 @@ class Merging(Storing):
             GridUnavailable, GridFull, SessionTooLarge, SessionTypeError; what `on_conflict` raises.
         """
         assert self._identity is not None
-        line = self._work.line_of(self._identity.key)
+        key = self._identity.key
+        line = self._work.line_of(key)
         began = asyncio.get_running_loop().time()
         try:
             async with self._place_in(line.tries, began):
@@ -123,15 +109,10 @@ class Merging(Storing):
             async with self._place_in(line.tickets, began):
                 self._check_is_wanted(session)
                 await self._take_lock(session, began)
-                base = self._version
                 try:
                     asked = super()._store(session, release=release)
                     if asked is not None:
                         await asked
-                except (GridUnavailable, asyncio.CancelledError):
-                    if base is not None and self._in_doubt is not None:
-                        self._unfinished = _Unfinished(base, *self._in_doubt)
-                    raise
                 finally:
                     if not release:
                         await self._release()
@@ -142,7 +123,7 @@ class Merging(Storing):
             self._has_ended(session)  # as this request wanted, too
         except asyncio.CancelledError:
             if release and self._finishing is None:
-                self._lost_by_cancellation()
+                self._lost_by_cancellation(key)
             raise
 
     @staticmethod
@@ -150,11 +131,6 @@ class Merging(Storing):
         """Or the request was given up while a save() waited."""
         if session._phase is Phase.DISCARDED:
             raise SessionClosed
-
-    def _lost_by_cancellation(self) -> None:
-        self._is_lost = True  # should the request go on all the same
-        name = name_of(self._identity.key) if self._identity is not None else "that is new"
-        log.error("session %s: the work of a cancelled request was not stored", name)
 
     @asynccontextmanager
     async def _place_in(
@@ -192,7 +168,7 @@ class Merging(Storing):
             # A new user is stored under the lock, or not yet.
             to_write = segments if delta.changes else None
             change = self._change(session, to_write, session._stored_user)
-            attempt = _Unfinished(self._version or _NOTHING, change, segments)
+            attempt = Unfinished(self._version or NOTHING, change, segments)
             outcome = await self._commit_if(session, attempt, release=release)
             if isinstance(outcome, Committed):
                 return True
@@ -219,7 +195,7 @@ class Merging(Storing):
             self._stored_bytes = kept.payload
 
     async def _commit_if(
-        self, session: Session, attempt: _Unfinished, *, release: bool
+        self, session: Session, attempt: Unfinished, *, release: bool
     ) -> Committed | Conflict | Locked | LockLost:
         identity, (base, change, segments, token) = self._identity, attempt
         assert identity is not None

@@ -9,11 +9,12 @@ import asyncio
 import os
 from collections.abc import Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from gridsession.access import Access
 from gridsession.changes import Delta
 from gridsession.errors import (
+    GridFull,
     GridUnavailable,
     SessionClosed,
     SessionError,
@@ -31,6 +32,7 @@ from gridsession.grids.contract import (
     NewRecord,
     Removed,
     Rotation,
+    Version,
 )
 from gridsession.identity import (
     SECRET_BYTES,
@@ -49,13 +51,24 @@ from gridsession.settings import seconds
 _CLOSED, _CONCURRENT = Phase.CLOSED, Access.CONCURRENT
 
 
+NOTHING = Version(0, 0)  # what a session was that this request has not seen
+
+
+class Unfinished(NamedTuple):
+    """A commit, what it makes of which version, and under which lock, if any."""
+
+    base: Version
+    change: Change
+    segments: dict[str, bytes]
+    token: bytes | None = None
+
+
 class Storing(Turn):
     """A turn, and what it stores. Args: as `Turn`."""
 
     # Defaults on the class: most visits change none of them.
-    _unsure = False  # whether a save() that failed was carried out
+    _unfinished: Unfinished | None = None  # a commit that got no answer
     _finishing: asyncio.Task[Any] | None = None  # what was asked when this was cancelled
-    _in_doubt: tuple[Change, dict[str, bytes], bytes] | None = None  # a commit under the lock
     _is_lost = False  # what was done is not stored, and the end is still to tell that
 
     def _store(self, session: Session, *, release: bool) -> Coroutine[Any, Any, None] | None:
@@ -70,7 +83,7 @@ class Storing(Turn):
         segments = session._segments_with(delta) if delta.changes else session._segments
         if release and not segments and session._user is None:  # Starlette's logout
             return self._remove(session, fenced=True)
-        if delta.changes or self._unsure or session._has_new_terms:
+        if delta.changes or self._unfinished is not None or session._has_new_terms:
             return self._commit(session, segments, delta.changes, release)
         return self._release() if release else None
 
@@ -101,9 +114,7 @@ class Storing(Turn):
         except BaseException as error:
             # Whether it was written is unknown. Nobody has been given its id: it expires unused.
             if release and isinstance(error, asyncio.CancelledError):
-                self._is_lost = True  # should the request go on all the same
-                name = name_of(identity.key)
-                log.error("session %s: the work of a cancelled request was not stored", name)
+                self._lost_by_cancellation(identity.key)
             self.leave()
             self._forget_new_id()  # a second try is another session
             raise
@@ -131,14 +142,10 @@ class Storing(Turn):
         # A new id waits for the response that carries it: save() stores what is not tied to it.
         user = session._user if release else session._stored_user
         change = self._change(session, segments if changed else None, user)
-        rotated = None
-        logs_out_with_old_id = session._replaced and user is None  # and gets no new one
-        if (user != session._stored_user and not logs_out_with_old_id) or (
-            release and session._regenerate
-        ):
-            rotated = self._rotate(session, identity, change)
+        replaces_id = self._replaces_id(session, user) or (release and session._regenerate)
+        rotated = self._rotate(session, identity, change) if replaces_id else None
         token = self._let_go() if release else claim.token
-        self._unsure, self._in_doubt = True, (change, segments, token)
+        self._unfinished = Unfinished(self._version or NOTHING, change, segments, token)
         self._expect_commit()
         try:
             outcome = await self._grid.commit(key, token, change, release=release)
@@ -161,11 +168,13 @@ class Storing(Turn):
             elif release:
                 self._work.withdraw(key, token)
             raise
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, GridFull):  # the one failure that says that nothing was stored
+                self._unfinished = None
             if release:
                 self._work.withdraw(key, token)
             raise
-        self._unsure, self._in_doubt = False, None
+        self._unfinished = None
         if type(outcome) is not Committed:
             if session._phase is Phase.DISCARDED:  # which gave the lock back
                 raise SessionClosed
@@ -190,8 +199,8 @@ class Storing(Turn):
     def _change(
         self, session: Session, segments: dict[str, bytes] | None, user: str | None
     ) -> Change:
-        """What a commit is to write; `segments` None: not the payload, if nothing is unsure."""
-        if segments is None and self._unsure:
+        """What a commit is to write; `segments` None: not the payload, if nothing is in doubt."""
+        if segments is None and self._unfinished is not None:
             segments = session._segments
         stored = None
         if segments is not None:
@@ -221,6 +230,11 @@ class Storing(Turn):
                 user=written.user,
                 as_of=self._asked_at,
             )
+
+    @staticmethod
+    def _replaces_id(session: Session, user: str | None) -> bool:
+        """Whether another user needs another id: not who logs out with an id that was replaced."""
+        return user != session._stored_user and not (session._replaced and user is None)
 
     def _rotate(
         self, session: Session, identity: Identity, change: Change
@@ -255,8 +269,17 @@ class Storing(Turn):
                 raise SessionLockLost
             self._be_known_as(None)
         self._forget_id()
+        self._close_empty(session)
+
+    @staticmethod
+    def _close_empty(session: Session) -> None:
         session._load({}, None, session._stored_timeout, is_new=True, replaced=False)
         session._phase = _CLOSED
+
+    def _lost_by_cancellation(self, key: bytes) -> None:
+        """Nobody stores what a cancelled request did; should it go on all the same, it is told."""
+        self._is_lost = True
+        log.error("session %s: the work of a cancelled request was not stored", name_of(key))
 
     def _has_ended(self, session: Session) -> None:
         """It has been ended by another request, as this one wanted to.
@@ -268,8 +291,7 @@ class Storing(Turn):
             raise SessionGone
         self._drop_kept()
         self._be_known_as(None)
-        session._load({}, None, session._stored_timeout, is_new=True, replaced=False)
-        session._phase = _CLOSED
+        self._close_empty(session)
 
     def _known_if_done(
         self, known: tuple[bytes, Identity] | None, finishing: asyncio.Task[Any]

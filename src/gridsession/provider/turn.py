@@ -114,9 +114,9 @@ class Turn(Bearer):
                 # Each request of an outage would leave a task behind that tries to withdraw.
                 self._claim = None
             self.leave()
-            if isinstance(error, GridUnavailable) and self._makes_do(identity):
-                return None
-            raise
+            if not self._makes_do(error):
+                raise
+            return None
 
     def wait_in_line(self, busy: Busy) -> asyncio.Task[None]:
         """`wait` as a task, which is cancelled where the provider closes."""
@@ -130,10 +130,7 @@ class Turn(Bearer):
             self._took(await self._answer_after(busy, lambda: self._ask_grid(busy.lock), began))
         except BaseException as error:
             self.leave()
-            identity = self._identity
-            if identity is None or not isinstance(error, GridUnavailable):
-                raise
-            if not self._makes_do(identity):
+            if not self._makes_do(error):
                 raise
         self.session.waited += loop.time() - began
 
@@ -262,13 +259,14 @@ class Turn(Bearer):
             self._work.touch(identity.key)
         return True
 
-    def _makes_do(self, identity: Identity) -> bool:
+    def _makes_do(self, error: BaseException) -> bool:
         """Whether a request that only reads has what this worker knows, since the grid is away."""
-        provider = self._provider
-        if not provider.reads_cached_in_outage or self.use.access is not _READ_ONLY:
+        if not isinstance(error, GridUnavailable) or self.use.access is not _READ_ONLY:
             return False
-        cache = provider.client_cache
-        if cache is None or (kept := cache.last_known(identity.key, identity.secret)) is None:
+        cache, identity = self._provider.client_cache, self._identity
+        if cache is None or identity is None or not self._provider.reads_cached_in_outage:
+            return False
+        if (kept := cache.last_known(identity.key, identity.secret)) is None:
             return False
         self._use_kept(identity, kept)
         self.session.is_stale = True

@@ -27,6 +27,7 @@ from gridsession.session import Phase, Session
 
 # Looked at several times a request, and an Enum's members are slow to find.
 _EXCLUSIVE, _READ_ONLY_ACCESS, _NONE = Access.EXCLUSIVE, Access.READ_ONLY, Access.NONE
+_CONCURRENT = Access.CONCURRENT
 _WRITABLE, _READ_ONLY, _CLOSED = Phase.WRITABLE, Phase.READ_ONLY, Phase.CLOSED
 
 _LOST = (
@@ -313,7 +314,7 @@ class Visit(Merging, TaskTurns):
         replaced = block._replaced if visit._id == self._id else session._replaced
         with suppress(SessionError):
             if (
-                self._unfinished
+                (self._unfinished and self.use.access is _CONCURRENT)
                 or session._abandoned
                 or session._has_new_terms
                 or session._delta().changes
